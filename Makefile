@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Needs Python 3.11, make and git.
+# Heavy parts are cached by pip and uv; `make clean` removes what these targets made.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench report clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Create .venv and install envfarm with what demo and tests need
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"envfarm needs Python 3.11 or newer, this is {v.major}.{v.minor}; set PYTHON=")'
+	@start=$$(date +%s); \
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install -q uv && \
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,torch]' && \
+	echo $$(( $$(date +%s) - start )) > $(STAMP) && echo "installed in $$(cat $(STAMP)) s"
+
+demo: $(STAMP) ## The main job: log, imitate, improve offline, improve online, evaluate, report
+	@ENVFARM_INSTALL_S=$$(cat $(STAMP)) $(BIN)/envfarm train examples/demo.yaml
+
+test: $(STAMP) ## All tests: unit, property, conformance, end to end
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Style, types and the direction of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: $(STAMP) ## Every benchmark in benchmarks/, each beside its peer
+	@$(BIN)/python -m benchmarks
+
+report: $(STAMP) ## Build the HTML report of the demo run again
+	@$(BIN)/envfarm report runs/demo
+
+clean: ## Remove the environment and the demo run
+	rm -rf $(VENV) runs/demo

@@ -1,0 +1,127 @@
+"""Every error that envfarm raises on purpose.
+
+    EnvfarmError
+    ├── UserError                 what a person can mend: printed without a traceback, exit code 2
+    │   ├── SpecError             an environment's YAML, with file:line:column
+    │   ├── RunFileError          a run file's YAML, with file:line:column
+    │   ├── UnknownIdError        no environment of that id (near matches named)
+    │   ├── MissingDependencyError  a package or program that must be installed (which command installs it)
+    │   ├── CapabilityError       an engine or backend cannot do what the run needs
+    │   ├── BoxUnavailableError   no box can be made on this machine (which setting or package)
+    │   ├── StoreError            not a store, damaged, or of another schema version
+    │   └── RunLockedError        another trainer holds this run directory
+    └── EpisodeError              ended one episode; carries the status that it is recorded under
+        ├── EnvironmentFault      the environment's own code raised: `env_error`
+        ├── VerifierFault         the verifier raised or gave a non-finite or out-of-range reward: `verifier_error`
+        └── InfraError            an unexplained death or a starved machine: `infra_error`, retried
+            ├── WorkerDied
+            └── BoxDied
+
+`AgentLimit` is no error: what the agent's own command brought on itself is an outcome of the command
+(`envfarm.box.ExecResult.limit`) and ends, if the environment says so, in `StopReason.AGENT_LIMIT`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in a file; line and column count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+class EnvfarmError(Exception):
+    """Base of the tree. Picklable: arguments are kept as given."""
+
+
+class UserError(EnvfarmError):
+    """Something that the person at the keyboard can mend. The message says what came, what was expected, what to do."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, location: Location | None = None):
+        super().__init__(message, location)
+        self.message = message
+        self.location = location
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.message}" if self.location else self.message
+
+
+class SpecError(UserError):
+    pass
+
+
+class RunFileError(UserError):
+    pass
+
+
+class UnknownIdError(UserError):
+    pass
+
+
+class MissingDependencyError(UserError):
+    pass
+
+
+class CapabilityError(UserError):
+    pass
+
+
+class BoxUnavailableError(UserError):
+    pass
+
+
+class StoreError(UserError):
+    pass
+
+
+class RunLockedError(UserError):
+    pass
+
+
+class EpisodeError(EnvfarmError):
+    """Ends one episode. `status` is the name of the `rollout.types.StopReason` that it is recorded under."""
+
+    status = "infra_error"
+
+
+class EnvironmentFault(EpisodeError):
+    status = "env_error"
+
+
+class VerifierFault(EpisodeError):
+    status = "verifier_error"
+
+
+class InfraError(EpisodeError):
+    status = "infra_error"
+
+
+class WorkerDied(InfraError):
+    pass
+
+
+class BoxDied(InfraError):
+    pass
+
+
+def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The known names closest to `name`, best first."""
+    return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"`, or an empty string where nothing is near."""
+    found = near_matches(name, known)
+    return f" (did you mean {' or '.join(repr(f) for f in found)}?)" if found else ""

@@ -1,0 +1,150 @@
+"""Training rows as arrays, and how they are laid side by side for one pass.
+
+A `Datum` is pre-shifted as in Tinker's API: position t of `tokens` predicts `targets[t]`. `weights` say what each
+prediction counts; everything about normalisation is in them. `micro_batches` sorts rows by length and cuts them into
+blocks of bounded size. Rows are padded on the right, and attention is causal, so a real token never sees padding:
+the same row gives the same terms in any company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Datum:
+    """One row; all arrays have the length of `tokens`."""
+
+    tokens: np.ndarray  # int64 [T]
+    targets: np.ndarray  # int64 [T], tokens one further
+    weights: np.ndarray  # float32 [T]; 0 where nothing is trained
+    logprobs: np.ndarray | None = None  # float32 [T], of the distribution that was sampled from
+    advantages: np.ndarray | None = None  # float32 [T]
+    old_logprobs: np.ndarray | None = None  # float32 [T], the trainer's own before the step's first update
+    temperature: np.ndarray | None = None  # float32 [T], as recorded; None is 1 everywhere
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def trained(self) -> int:
+        """How many tokens carry a weight."""
+        return int(np.count_nonzero(self.weights))
+
+    def scaled(self, factor: float) -> Datum:
+        return replace(self, weights=(self.weights * np.float32(factor)).astype(np.float32))
+
+
+def datum(
+    token_ids: Sequence[int],
+    mask: Sequence[bool],
+    *,
+    weight: float = 1.0,
+    logprobs: Sequence[float] | None = None,
+    advantage: float | None = None,
+    temperature: Sequence[float] | None = None,
+) -> Datum:
+    """A row of n tokens as n - 1 predictions; what `mask` marks is trained with `weight`.
+
+    The first token predicts nothing and is never trained. Raises: ValueError where lengths differ or nothing remains.
+    """
+    for name, values in (("mask", mask), ("logprobs", logprobs), ("temperature", temperature)):
+        if values is not None and len(values) != len(token_ids):
+            raise ValueError(f"{name} has {len(values)} entries for {len(token_ids)} tokens")
+    if len(token_ids) < 2:
+        raise ValueError(f"a row of {len(token_ids)} token(s) predicts nothing")
+    ids = np.asarray(token_ids, dtype=np.int64)
+    chosen = np.asarray(mask[1:], dtype=bool)
+    shifted = None if logprobs is None else np.asarray(logprobs[1:], dtype=np.float32)
+    return Datum(
+        tokens=ids[:-1],
+        targets=ids[1:],
+        weights=np.where(chosen, np.float32(weight), np.float32(0)).astype(np.float32),
+        logprobs=shifted,
+        advantages=None if advantage is None else np.where(chosen, np.float32(advantage), np.float32(0)),
+        temperature=None if temperature is None else np.asarray(temperature[1:], dtype=np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows side by side: B rows of T positions, of which N are trained (`picks_N` indexes the flattened B x T)."""
+
+    rows: list[int]  # places in the data that it was made from
+    tokens_B_T: Tensor
+    picks_N: Tensor
+    targets_N: Tensor
+    weights_N: Tensor
+    temperature_N: Tensor
+    sampled_N: Tensor | None
+    advantages_N: Tensor | None
+    old_N: Tensor | None
+    bounds: list[tuple[int, int, np.ndarray]]  # per row: its slice of N, and the positions that these are
+
+
+def micro_batches(data: Sequence[Datum], *, max_tokens: int, dtype: torch.dtype = torch.float32) -> Iterator[MicroBatch]:
+    """Blocks of at most `max_tokens` padded positions (one row may be longer), longest rows first.
+
+    Positions after a row's last trained one are dropped: nothing there is computed. Rows without any are left out.
+    """
+    lengths = [_last_trained(d) for d in data]
+    order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (-lengths[i], i))
+    block: list[int] = []
+    for i in order:
+        if block and lengths[block[0]] * (len(block) + 1) > max_tokens:
+            yield _lay_out(data, block, lengths, dtype)
+            block = []
+        block.append(i)
+    if block:
+        yield _lay_out(data, block, lengths, dtype)
+
+
+def _last_trained(d: Datum) -> int:
+    where = np.flatnonzero(d.weights)
+    return int(where[-1]) + 1 if len(where) else 0
+
+
+def _lay_out(data: Sequence[Datum], block: list[int], lengths: list[int], dtype: torch.dtype) -> MicroBatch:
+    width = lengths[block[0]]
+    tokens = np.zeros((len(block), width), dtype=np.int64)
+    picks, bounds, start = [], [], 0
+    for b, i in enumerate(block):
+        tokens[b, : lengths[i]] = data[i].tokens[: lengths[i]]
+        where = np.flatnonzero(data[i].weights)
+        picks.append(where + b * width)
+        bounds.append((start, start + len(where), where))
+        start += len(where)
+
+    def gather(name: str, default: float | None = None) -> Tensor | None:
+        columns = [getattr(data[i], name) for i in block]
+        missing = sum(c is None for c in columns)
+        if missing and default is None:
+            if missing < len(columns):
+                raise ValueError(f"some rows of the batch carry {name}, others do not")
+            return None
+        parts = [
+            np.full(len(w), default, dtype=np.float32) if c is None else c[w]
+            for c, (_, _, w) in zip(columns, bounds, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(parts)).to(dtype)
+
+    targets = np.concatenate([data[i].targets[w] for i, (_, _, w) in zip(block, bounds, strict=True)])
+    weights, temperature = gather("weights"), gather("temperature", 1.0)
+    assert weights is not None and temperature is not None
+    return MicroBatch(
+        rows=block,
+        tokens_B_T=torch.from_numpy(tokens),
+        picks_N=torch.from_numpy(np.concatenate(picks)),
+        targets_N=torch.from_numpy(targets),
+        weights_N=weights,
+        temperature_N=temperature,
+        sampled_N=gather("logprobs"),
+        advantages_N=gather("advantages"),
+        old_N=gather("old_logprobs"),
+        bounds=bounds,
+    )
