@@ -21,7 +21,8 @@ Sessions (`envfarm.session`) drive a `Scene` directly; `reset`/`step` are the Gy
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
@@ -56,6 +57,9 @@ class Scene:
     """The tool that plain text goes to as a whole (a shell). None: text is `tool argument ...`."""
     forkable: ClassVar[bool] = False
     """Whether `copy.deepcopy` of the scene is a faithful snapshot (no files, sockets, processes)."""
+
+    make_box: Callable[[], Any] | None = None
+    """Starts another box like the agent's; set by the session."""
 
     def __init__(self, env_spec: EnvSpec):
         self.env_spec = env_spec
@@ -93,6 +97,19 @@ class Scene:
         Verification that is too costly for every turn belongs here."""
         return None
 
+    @contextmanager
+    def fresh_box(self) -> Iterator[Any]:
+        """A box like the agent's and empty, for verification; stopped afterwards.
+
+        Raises: VerifierFault where the scene has no box or is not run by a session, InfraError where none comes up."""
+        if self.make_box is None:
+            raise VerifierFault(f"{self.env_spec.id}: no fresh box; set `sandbox: {{box: true}}` and use a session")
+        box = self.make_box()
+        try:
+            yield box
+        finally:
+            box.stop()
+
     def release(self) -> None:
         """Free what the scene holds (not the box: that is its owner's)."""
 
@@ -122,7 +139,8 @@ class Scene:
     def begin(self, instance: Instance, box: SyncBox | None = None) -> Blocks:
         """Start the episode of `instance`. Returns the first observation of `self.turn`."""
         self.instance, self.params, self.row, self.box = instance, dict(instance.params), instance.row, box
-        self.rng = generator("scene", instance.hash)
+        # Keyed by the seed alone: an axis changed by a setting changes what it means, not every other draw.
+        self.rng = generator("scene", instance.env, str(instance.seed if instance.row_key is None else instance.row_key))
         self.turn: str = self.roles[0]
         """Whose turn it is."""
         self.over, self.stop, self._judged = False, "", False

@@ -9,7 +9,8 @@
     │   ├── CapabilityError       an engine or backend cannot do what the run needs
     │   ├── BoxUnavailableError   no box can be made on this machine (which setting or package)
     │   ├── StoreError            not a store, damaged, or of another schema version
-    │   └── RunLockedError        another trainer holds this run directory
+    │   ├── RunLockedError        another trainer holds this run directory
+    │   └── RunHaltedError        too many episodes failed: the error budget is spent
     └── EpisodeError              ended one episode; carries the status that it is recorded under
         ├── EnvironmentFault      the environment's own code raised: `env_error`
         ├── VerifierFault         the verifier raised or gave a non-finite or out-of-range reward: `verifier_error`
@@ -87,6 +88,10 @@ class StoreError(UserError):
 
 
 class RunLockedError(UserError):
+    pass
+
+
+class RunHaltedError(UserError):
     pass
 
 

@@ -89,8 +89,10 @@ class LocalSession:
         self._turns = 0
 
     def reset(self, instance: Instance) -> Turn:
-        if self._make_box is not None and self.box is None:
+        self._free_box()  # an episode never finds what another one left
+        if self._make_box is not None:
             self.box = self._make_box()
+        self.scene.make_box = self._make_box
         self._turns = 0
         blocks = self._guard(lambda: self.scene.begin(instance, self.box))
         turn = self._turn(blocks)
@@ -128,6 +130,9 @@ class LocalSession:
 
     def close(self) -> None:
         self.scene.release()
+        self._free_box()
+
+    def _free_box(self) -> None:
         box, self.box = self.box, None
         if box is not None:
             stop = getattr(box, "stop", None)
@@ -176,7 +181,7 @@ def local_session(
 
     Raises: BoxUnavailableError where the spec needs a box and none can be made; SpecError on a missing entry.
     """
-    from envfarm.backends.sync import box_maker
+    from envfarm.backends.local import box_maker
     from envfarm.registry import make_scene
 
     from envfarm.perturbation import perturbed

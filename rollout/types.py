@@ -166,6 +166,9 @@ class Episode(msgspec.Struct, kw_only=True):
     seats: dict[str, PolicyVersion]  # role -> who sat there
     steps: list[Step]
     final_observation: str = ""
+    opening_output: tuple[tuple[int, int], ...] = ()  # `command_output` spans of the first observation
+    tools: list[dict[str, Any]] = []  # as first shown, in MCP's shape: a template that lists tools needs them later
+    index: int = 0  # the group's place in its step's dispatch order
     nodes: list[Node] = []
     branches: list[Branch] = []
     rewards: list[RewardEntry] = []

@@ -1,9 +1,9 @@
 """Training rows as arrays, and how they are laid side by side for one pass.
 
 A `Datum` is pre-shifted as in Tinker's API: position t of `tokens` predicts `targets[t]`. `weights` say what each
-prediction counts; everything about normalisation is in them. `micro_batches` sorts rows by length and cuts them into
-blocks of bounded size. Rows are padded on the right, and attention is causal, so a real token never sees padding:
-the same row gives the same terms in any company.
+prediction counts; everything about normalisation is in them. `micro_batches` sorts rows by length, cuts them into
+blocks of bounded size and packs each block end to end; rows never attend to one another, so the same row gives the
+same terms in any company.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ def datum(
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows side by side: B rows of T positions, of which N are trained (`picks_N` indexes the flattened B x T)."""
+    """B rows end to end: P positions, of which N are trained (at `picks_N`)."""
 
     rows: list[int]  # places in the data that it was made from
-    tokens_B_T: Tensor
+    tokens_P: Tensor
+    cu_seqlens: Tensor  # [B + 1], bounds of the rows in P
     picks_N: Tensor
     targets_N: Tensor
     weights_N: Tensor
@@ -88,7 +89,8 @@ class MicroBatch:
 
 
 def micro_batches(data: Sequence[Datum], *, max_tokens: int, dtype: torch.dtype = torch.float32) -> Iterator[MicroBatch]:
-    """Blocks of at most `max_tokens` padded positions (one row may be longer), longest rows first.
+    """Blocks of rows of like length, longest first; number of rows times the longest is at most `max_tokens`
+    (attention pads to the longest of a block; one row may be longer than that alone).
 
     Positions after a row's last trained one are dropped: nothing there is computed. Rows without any are left out.
     """
@@ -110,13 +112,11 @@ def _last_trained(d: Datum) -> int:
 
 
 def _lay_out(data: Sequence[Datum], block: list[int], lengths: list[int], dtype: torch.dtype) -> MicroBatch:
-    width = lengths[block[0]]
-    tokens = np.zeros((len(block), width), dtype=np.int64)
+    cu_seqlens = np.concatenate([[0], np.cumsum([lengths[i] for i in block])])
     picks, bounds, start = [], [], 0
-    for b, i in enumerate(block):
-        tokens[b, : lengths[i]] = data[i].tokens[: lengths[i]]
+    for offset, i in zip(cu_seqlens, block, strict=False):
         where = np.flatnonzero(data[i].weights)
-        picks.append(where + b * width)
+        picks.append(where + offset)
         bounds.append((start, start + len(where), where))
         start += len(where)
 
@@ -138,7 +138,8 @@ def _lay_out(data: Sequence[Datum], block: list[int], lengths: list[int], dtype:
     assert weights is not None and temperature is not None
     return MicroBatch(
         rows=block,
-        tokens_B_T=torch.from_numpy(tokens),
+        tokens_P=torch.from_numpy(np.concatenate([data[i].tokens[: lengths[i]] for i in block])),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
         picks_N=torch.from_numpy(np.concatenate(picks)),
         targets_N=torch.from_numpy(targets),
         weights_N=weights,

@@ -35,7 +35,9 @@ class Lanes:
         """How many leading tokens of each lane have their keys and values there."""
 
     def clear(self) -> None:
+        """Forget everything; also whatever a diverged model may have left, since masked rows are still multiplied."""
         self.resident[:] = 0
+        self.kv.zero_()
 
     def matches(self, prompt: np.ndarray, resident: np.ndarray) -> np.ndarray:
         """How many leading tokens of `prompt` each lane shares, at most `resident` of it. int64 `[lanes]`."""

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-import torch
 from torch import Tensor
 
 from envfarm.errors import UserError
@@ -30,7 +30,7 @@ def checksum(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}\x1f{tuple(tensor.shape)}\x1f{tensor.dtype}\x1f".encode())
-        digest.update(tensor.flatten().view(dtype=torch.uint8).numpy())
+        digest.update(tensor.flatten().view(dtype=torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

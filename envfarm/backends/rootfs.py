@@ -1,0 +1,174 @@
+"""What a box sees as its root directory, as arguments for `bwrap`.
+
+`envfarm/base` is the host's own `/usr` with a synthetic `/etc`; `envfarm/python` adds the interpreter that runs the worker,
+under a neutral path. An image that was unpacked into a directory is used as it is. Whatever the root, everything is mounted
+read-only except `/task`, `/tmp`, `/dev/shm` and the worker's drop `/run/in`, each a tmpfs of limited size, and what Python
+packages the host has is hidden under empty directories: a system-wide envfarm cannot be found from inside.
+
+Raises BoxUnavailableError where an image is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+
+from envfarm.box import WORKDIR, BoxSpec
+from envfarm.errors import BoxUnavailableError, did_you_mean
+
+UID = GID = 1000
+HOSTNAME = "box"
+STDIN_DIR = "/run/in"
+_STDIN_BYTES = 64 << 20
+_SHM_BYTES = 16 << 20
+_MASK_BYTES = 4096
+
+BUILT_IN = ("envfarm/base", "envfarm/python")
+
+ETC: dict[str, bytes] = {
+    "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/task:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "/etc/group": b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
+    "/etc/hosts": b"127.0.0.1 localhost box\n::1 localhost\n",
+    "/etc/hostname": b"box\n",
+    "/etc/nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files\n",
+}
+"""The whole of `/etc` where the host is the root; of the host's only what programs cannot start without is bound."""
+
+_HOST_ETC = ("/etc/alternatives", "/etc/ld.so.cache")
+_TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr")
+
+
+@dataclass(frozen=True)
+class Root:
+    """How to mount one image, and what its commands run with."""
+
+    args: tuple[str, ...]
+    shell: str  # absolute path in the box
+    files: dict[str, bytes] = field(default_factory=dict)  # written into the box's own root before it becomes read-only
+    env: dict[str, str] = field(default_factory=dict)  # beyond the pinned variables
+
+
+def resolve(image: str, images_dir: Path | None = None) -> Root:
+    """The root for an image: a built-in name, an absolute directory, or the name of a directory below `images_dir`."""
+    if image == "envfarm/base":
+        return _host(python=False)
+    if image == "envfarm/python":
+        return _host(python=True)
+    place = Path(image) if image.startswith("/") else images_dir / image if images_dir else None
+    if place is None or not place.is_dir():
+        known = list(BUILT_IN)
+        if images_dir and images_dir.is_dir():
+            known += [str(p.relative_to(images_dir)) for p in images_dir.glob("*/*") if p.is_dir()]
+        where = f" or {place}" if place else ""
+        raise BoxUnavailableError(
+            f"no image {image!r}{did_you_mean(image, known)}: expected one of {', '.join(known)}{where}, "
+            "or the absolute path of an unpacked image"
+        )
+    return _unpacked(place)
+
+
+def _host(*, python: bool) -> Root:
+    args: list[str] = [*_directory("/etc"), *_directory("/opt"), *_directory("/run")]
+    for name in _TOP_LEVEL:
+        args += _expose(Path("/", name))
+    for path in _HOST_ETC:
+        if os.path.exists(path):
+            args += ["--ro-bind", path, path]
+    for path in ["/usr/local", *_package_dirs("/usr/lib/python3*")]:
+        if os.path.isdir(path):
+            args += _mask(path)
+    env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    if python:
+        mounts, variables = _interpreter("/opt/python")
+        args += mounts
+        env = {"PATH": f"/opt/python/bin:{env['PATH']}", **variables}
+    return Root(tuple(args), _shell(Path("/")), dict(ETC), env)
+
+
+def _unpacked(place: Path) -> Root:
+    """Top-level entries one by one, so that `/task`, `/proc` and the like need not exist in the image."""
+    args: list[str] = []
+    for entry in sorted(place.iterdir()):
+        if entry.name not in ("dev", "proc", "sys", "run", "tmp", WORKDIR.strip("/")):
+            args += _expose(entry, f"/{entry.name}")
+    return Root(tuple(args), _shell(place), {}, {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"})
+
+
+def _expose(source: Path, target: str | None = None) -> list[str]:
+    target = target or str(source)
+    if source.is_symlink():
+        return ["--symlink", os.readlink(source), target]
+    return ["--ro-bind", str(source), target] if source.exists() else []
+
+
+def _directory(path: str) -> list[str]:
+    return ["--perms", "0755", "--dir", path]
+
+
+def _mask(path: str) -> list[str]:
+    return ["--size", str(_MASK_BYTES), "--tmpfs", path, "--remount-ro", path]
+
+
+def _package_dirs(*patterns: str) -> list[str]:
+    return sorted(p for pattern in patterns for kind in ("dist", "site") for p in glob(f"{pattern}/{kind}-packages"))
+
+
+def _shell(root: Path) -> str:
+    for shell in ("/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh"):
+        if os.path.lexists(root / shell.lstrip("/")):
+            return shell
+    raise BoxUnavailableError(f"image {str(root)!r} has neither bash nor sh in /bin or /usr/bin")
+
+
+def _interpreter(prefix: str) -> tuple[list[str], dict[str, str]]:
+    """The base interpreter and its standard library at `prefix`, without one installed package.
+
+    Only the binary, the library and `libpython` are bound, not the whole installation, whose `bin` holds the scripts of
+    packages. A libpython that the binary finds by its build path needs LD_LIBRARY_PATH at the new place.
+    """
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    binary = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    stdlib = os.path.realpath(sysconfig.get_path("stdlib"))
+    args = ["--ro-bind", binary, f"{prefix}/bin/{version}"]
+    args += ["--symlink", version, f"{prefix}/bin/python3", "--symlink", version, f"{prefix}/bin/python"]
+    args += ["--ro-bind", stdlib, f"{prefix}/lib/{version}"]
+    for path in _package_dirs(stdlib):
+        args += _mask(f"{prefix}/lib/{version}/{os.path.basename(path)}")
+    libraries = glob(os.path.join(sys.base_prefix, "lib", "libpython*.so*"))
+    for library in libraries:
+        args += _expose(Path(library), f"{prefix}/lib/{os.path.basename(library)}")
+    return args, {"LD_LIBRARY_PATH": f"{prefix}/lib"} if libraries else {}
+
+
+def sizes(spec: BoxSpec) -> tuple[int, int]:
+    """Bytes of the workdir and of `/tmp`: together `disk_bytes`; `/tmp` is an eighth of it, 32 MiB at most."""
+    tmp = min(spec.disk_bytes // 8, 32 << 20)
+    return spec.disk_bytes - tmp, tmp
+
+
+def writable(spec: BoxSpec) -> list[str]:
+    """The mounts that are the same for every root, in the order that makes all else read-only at the end."""
+    task, tmp = sizes(spec)
+    return [
+        *("--proc", "/proc", "--dev", "/dev", "--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
+        *("--perms", "0755", "--size", str(task), "--tmpfs", WORKDIR),
+        *("--perms", "1777", "--size", str(tmp), "--tmpfs", "/tmp"),
+        *("--perms", "0755", "--size", str(_STDIN_BYTES), "--tmpfs", STDIN_DIR),
+        *("--remount-ro", "/", "--chdir", WORKDIR),
+    ]
+
+
+PINNED_ENV: dict[str, str] = {
+    "HOME": WORKDIR,
+    "USER": "agent",
+    "LOGNAME": "agent",
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "TERM": "dumb",
+    "PYTHONHASHSEED": "0",
+}
+"""The whole environment of every box, with PATH and SHELL of its root."""

@@ -1,0 +1,136 @@
+"""The shell in a box: one real shell of the image, kept alive, spoken to over three descriptors.
+
+    worker  ── socket (fd 0) ──>  supervisor, process 1 of the box: a shell that only starts the next line again
+                                     └── the agent's shell: a fork of it that reads frames and `eval`s them
+            <── pipe (fd 1) ───  standard output of commands, nothing else
+            <── pipe (fd 2) ───  standard error of commands, nothing else
+
+A frame is `nonce lines stdin-path\\n` and then that many lines of command text. The answer, on the socket, is
+`nonce exit-code working-directory\\0`. Output is not framed at all: it is complete once the answer has come and every
+process that the command left is gone, so no output can forge a boundary.
+
+Why a fork: process 1 cannot be killed from inside its own namespace, so `kill -9 $$`, `exit` and `exec` take at most the
+fork, and the supervisor, which never saw the agent's functions or variables, says so (`X code\\0`) and makes another when the worker
+answers `go`, which it does once nothing of the old shell is left.
+While a command runs, the socket is closed in it and the shell's own copy is close-on-exec.
+
+What is not promised: the agent owns its shell. It may redefine `read` or `printf` there and so break what *it* sees next;
+it can never make the worker wait beyond the time limit, nor speak for a later command (the nonce is not its own).
+The text is plain POSIX shell, for dash and busybox as for bash.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+BOOT = 'IFS= read -r __l; eval "$__l"'
+"""What process 1 is started with; the rest comes over the socket, so that `ps` in the box stays readable."""
+
+_LOOP = r"""
+umask 022; ulimit -c 0; ulimit -n 1024;
+exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>/dev/null;
+__q() { return "$1"; };
+__o=$1; shift; __n= __s=0 __d=;
+if [ -n "$BASH_VERSION" ]; then __d='disown -a'; fi;
+while :; do
+(
+echo 500 >/proc/self/oom_score_adj;
+while case . in *) ;; esac; do while case . in *) ;; esac; do
+printf '%s %s %s\0' "$__n" "$__s" "$PWD" >&3;
+IFS=' ' read -r __n __k __i <&3 || exit;
+__c=;
+until case $__k in 0) ;; *) ! case . in *) ;; esac;; esac; do
+IFS= read -r __l <&3 || exit;
+__c=$__c$__l$__o;
+__k=$((__k-1));
+done;
+__k=$__s __s=0;
+if __q "$__k";
+then eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
+else eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
+fi;
+__s=$?;
+$__d;
+done; done
+);
+printf 'X %s\0' "$?" >&3 || exit;
+__l=;
+until [ "$__l" = go ]; do IFS= read -r __l <&3 || exit; done;
+done
+"""
+SUPERVISOR = _LOOP.replace("\n", " ").encode() + b"\n"
+"""Process 1 of every box, on one line, so that the line numbers in the shell's messages are those of the agent's command.
+The two nested loops catch an agent's `break` and `continue`; their conditions are keywords, as `:` may be the agent's; `__q` hands `$?` on to the next command, as a terminal
+would, without a fork; `oom_score_adj` makes the kernel end the agent's processes first. Jobs are
+forgotten and the shells' own standard error is nowhere: what they say about killed jobs is not the output of a command."""
+
+
+def argv(shell: str) -> list[str]:
+    """The command line of process 1. Its first argument is a newline, which one line of text cannot spell."""
+    quiet = ["--norc", "--noprofile"] if shell.endswith("bash") else []
+    return [shell, *quiet, "-c", BOOT, shell.rpartition("/")[2], "\n"]
+
+
+GO = b"go\n"
+
+DUMP = r"""
+{ umask; if [ -n "${BASH_VERSION-}" ]; then declare -p; declare -f; alias -p; shopt -p; set +o
+else set; alias | sed 's/^/alias /'; fi; printf 'cd -- %s\n' "'$(printf %s "$PWD" | sed "s/'/'\\\\''/g")'"; } 2>/dev/null
+"""
+"""Prints what a new shell can source. Without bash, functions are not printable and stay behind."""
+
+_NOT_RESTORED = re.compile(
+    rb"^(?:declare -\S*r\S* .*|(?:declare -\S+ )?(?:BASH\w*|EUID|UID|PPID|SHELLOPTS|DIRSTACK|FUNCNAME|GROUPS|IFS|_|__\w|"
+    rb"LINENO|RANDOM|SRANDOM|SECONDS|EPOCH\w+|OPTIND|PS4|SHLVL|PIPESTATUS|HOSTNAME|HOSTTYPE|MACHTYPE|OSTYPE|COMP_\w+)"
+    rb"(?:=.*)?)$\n?",
+    re.MULTILINE,
+)
+"""Lines of a dump that are read-only, belong to the shell itself or to the loop."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A command ended and the shell waits for the next. An empty nonce: a new shell is ready."""
+
+    nonce: bytes
+    exit_code: int
+    cwd: bytes
+
+
+@dataclass(frozen=True)
+class ShellEnded:
+    """The agent's shell itself ended (`exit`, `exec`, a signal); the supervisor starts another."""
+
+    exit_code: int
+
+
+def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:
+    """One frame. Raises ValueError where the command holds a NUL, which no shell can carry."""
+    if "\0" in command:
+        raise ValueError("a shell command cannot hold a NUL character; write such bytes to a file with Box.write")
+    text = command.encode("utf-8", "surrogateescape")
+    return b"%s %d %s\n%s\n" % (nonce.encode(), text.count(b"\n") + 1, stdin_path.encode(), text)
+
+
+def decode(frame: bytes) -> Answer | ShellEnded | None:
+    """One answer without its NUL; None where it is not one (the agent may write what it likes there)."""
+    words = frame.split(b" ", 2)
+    code = words[1] if len(words) > 1 else b""
+    if not (code.isdigit() and len(code) <= 3):
+        return None
+    if words[0] == b"X" and len(words) == 2:
+        return ShellEnded(int(code))
+    return Answer(words[0], int(code), words[2]) if len(words) == 3 else None
+
+
+def go_to(cwd: bytes) -> str:
+    """Shell text that enters the directory where the last shell was, silently staying where it is gone."""
+    return f"cd -- {shlex.quote(cwd.decode('utf-8', 'surrogateescape'))} 2>/dev/null; __s=0; __q 0"
+
+
+def restorable(dump: bytes) -> bytes:
+    """A dump without what a new shell must not take over. The first line, the umask, becomes a command."""
+    umask, _, rest = dump.partition(b"\n")
+    return b"umask " + umask + b"\n" + _NOT_RESTORED.sub(b"", rest)

@@ -1,0 +1,49 @@
+"""`envfarm check`: what must hold before anyone trains on an environment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def check(
+    ids: Annotated[list[str], typer.Argument(help="Environment ids (globs allowed) or YAML files.")],
+    episodes: Annotated[int, typer.Option(help="Instances per split and rung for each agent.")] = 10,
+    contents: Annotated[int, typer.Option(help="Seeds per split whose contents are compared.")] = 1000,
+    only: Annotated[list[str] | None, typer.Option(help="Run only these checks (repeatable).")] = None,
+    backend: Annotated[str, typer.Option(help="Where boxes come from.")] = "bubblewrap",
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
+) -> None:
+    """Check environments: schema, Gymnasium or PettingZoo, seeds, isolation, oracle, floors, distinct contents.
+
+    Exit code 1 where a check fails, 2 where a file cannot be read.
+    """
+    import msgspec
+    from rich.console import Console
+
+    from envfarm.cli.shared import registry
+    from envfarm.errors import UserError, did_you_mean
+    from envfarm.testing.check_env import CHECKS, check_env
+
+    unknown = [name for name in only or [] if name not in CHECKS]
+    if unknown:
+        raise UserError(f"no check {unknown[0]!r}{did_you_mean(unknown[0], CHECKS)}; there are {', '.join(CHECKS)}")
+    console = Console(stderr=as_json)
+    known = registry()
+    names = [name for pattern in ids for name in (known.match(pattern) if "*" in pattern else [pattern])]
+    specs = [known.get(name) for name in names]
+    findings = []
+    for spec in specs:
+        console.print(f"[bold]{spec.id}[/bold]  {spec.title}")
+        for finding in check_env(spec, backend=backend, episodes=episodes, contents=contents, only=tuple(only or ())):
+            mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
+            console.print(f"  {mark} {finding.check:<10} ", end="")
+            console.print(finding.detail, markup=False, highlight=False)
+            findings.append(finding)
+    failed = sum(not f.ok for f in findings)
+    if as_json:
+        print(msgspec.json.encode(findings).decode())
+    console.print(f"{len(findings) - failed} checks passed, {failed} failed, {len(specs)} environments")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,39 @@
+"""What several commands need: the registry, and settings given on the command line. Heavy imports wait for the call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envfarm.registry import Registry
+
+
+def registry() -> Registry:
+    """The shipped tree, installed packages, ENVFARM_PATH and --env-path."""
+    from envfarm.registry import default_registry
+
+    return default_registry()
+
+
+def setting(rung: int | None = None, narrowed: Sequence[str] = (), perturb: str | None = None) -> dict[str, Any]:
+    """A setting from `--rung 1 --set modules=[1,2] --set bug=off_by_one --perturb off`. Raises: UserError."""
+    from envfarm.errors import UserError
+    from envfarm.yaml_source import parse_yaml
+
+    made: dict[str, Any] = {} if rung is None else {"rung": rung}
+    for item in narrowed:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set: expected AXIS=VALUE such as modules=[1,2], found {item!r}")
+        made.setdefault("set", {})[name] = parse_yaml(value, f"--set {name}", UserError).data
+    if perturb is not None:
+        if perturb != "off":
+            raise UserError(f"--perturb: expected off, found {perturb!r}")
+        made["perturb"] = "off"
+    return made
+
+
+def complete_id(incomplete: str) -> list[str]:
+    """Ids for shell completion."""
+    return [name for name in registry().ids() if name.startswith(incomplete)]

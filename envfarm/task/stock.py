@@ -1,0 +1,155 @@
+"""Stock tools of environments without Python: one class per name in `task.tools`, put together into one scene class.
+
+A new set of tools is one class here (or in a file of its own) and one line in `STOCK`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import ClassVar
+
+from envfarm.blocks import Block, Blocks, Output, Text
+from envfarm.box import WORKDIR, ExecResult, SyncBox
+from envfarm.env import Scene
+from envfarm.errors import EnvironmentFault, SpecError, did_you_mean
+from envfarm.tools import ToolError, tool
+
+SHOWN_CHARS = 2000
+"""Of a command's output; the middle of more is left out."""
+SHOWN_ENTRIES = 200
+MAX_STRIKES = 3
+"""Commands that ran into a limit of the box before the episode ends with `agent_limit`: each can cost `exec_timeout_s`."""
+
+
+class Stock(Scene):
+    """What all stock tools need: the box, and the count of the agent's own mishaps."""
+
+    strikes: int = 0
+
+    @property
+    def place(self) -> SyncBox:
+        if self.box is None:
+            raise EnvironmentFault(f"{self.env_spec.id}: its tools need a box; set `sandbox: {{box: true}}`")
+        return self.box
+
+    def strike(self) -> None:
+        self.strikes += 1
+        if self.strikes >= MAX_STRIKES:
+            self.end(stop="agent_limit")
+
+
+class Shell(Stock):
+    text_tool: ClassVar[str | None] = "shell"
+
+    @tool
+    def shell(self, command: str) -> Blocks:
+        """Run a command in the shell. Its working directory and variables stay for the next command.
+
+        command: what to run
+        """
+        result = self.place.exec(command)
+        self.executed(command)
+        if result.limit not in (None, "output"):
+            self.strike()
+        return show(result)
+
+    def executed(self, command: str) -> None:
+        """Called after each command of the agent."""
+
+
+class Files(Stock):
+    @tool
+    def list_files(self, path: str = WORKDIR) -> str:
+        """List all files and directories below a directory.
+
+        path: the directory
+        """
+        with told(path):
+            entries = self.place.list(path)
+        lines = [e.path + {"directory": "/", "link": f" -> {e.target}"}.get(e.kind, "") for e in entries]
+        more = len(lines) - SHOWN_ENTRIES
+        return "\n".join(lines[:SHOWN_ENTRIES] + ([f"... and {more} more"] if more > 0 else [])) or "(empty)"
+
+    @tool
+    def read_file(self, path: str) -> Block:
+        """Show a text file.
+
+        path: the file
+        """
+        with told(path):
+            text = self.place.read(path, max_bytes=1 << 18).decode("utf-8", "replace")
+        return Output(clip(text, 4 * SHOWN_CHARS)) if text else Text("(empty)")
+
+    @tool
+    def write_file(self, path: str, content: str) -> str:
+        """Create or replace a text file.
+
+        path: the file
+        content: its whole new content
+        """
+        with told(path):
+            try:
+                self.place.write(path, content.encode("utf-8", "replace"))
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    self.strike()
+                raise
+        return "ok"
+
+
+STOCK: dict[str, type[Stock]] = {"shell": Shell, "files": Files}
+NOT_YET = ("sql", "browser")
+
+
+class Submit(Scene):
+    @tool
+    def submit(self) -> str:
+        """Say that the task is done. Ends the episode."""
+        self.end()
+        return ""
+
+
+@lru_cache(256)
+def task_class(base: type[Scene], tools: tuple[str, ...]) -> type[Scene]:
+    """`base` with the stock tools named, shown in that order, and `submit` last. Raises: SpecError on an unknown name."""
+    for name in tools:
+        if name in NOT_YET:
+            raise SpecError(f"task.tools: {name!r} is not implemented yet; there are {', '.join(STOCK)}")
+        if name not in STOCK:
+            raise SpecError(f"task.tools: unknown {name!r}{did_you_mean(name, STOCK)}; there are {', '.join(STOCK)}")
+    parts: tuple[type[Scene], ...] = (base, Submit, *(STOCK[name] for name in reversed(tools)))
+    return type(base.__name__, parts, {"stock": tools, "__module__": base.__module__, "__doc__": base.__doc__})
+
+
+def show(result: ExecResult) -> Blocks:
+    """What an agent sees of a command: its output, then how it ended where that was not well; never nothing."""
+    blocks: list[Block] = []
+    if text := result.text.rstrip("\n"):
+        blocks.append(Output(clip(text)))
+    if result.limit is not None:
+        blocks.append(Text(f"stopped: {result.limit} limit" if result.limit != "output" else "output was cut"))
+    elif result.exit_code:
+        blocks.append(Text(f"exit {result.exit_code}"))
+    return tuple(blocks) or (Text("ok"),)
+
+
+def clip(text: str, limit: int = SHOWN_CHARS) -> str:
+    """At most about `limit` characters: three quarters from the beginning, the rest from the end."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit * 3 // 4, limit // 4
+    return f"{text[:head]}\n[{len(text) - head - tail} characters left out]\n{text[-tail:]}"
+
+
+@contextmanager
+def told(path: str) -> Iterator[None]:
+    """What can be wrong with the agent's path becomes an answer to the agent."""
+    try:
+        yield
+    except OSError as error:
+        raise ToolError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ToolError(str(error)) from error

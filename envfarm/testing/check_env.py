@@ -1,0 +1,270 @@
+"""The conformance suite for environments: what must hold before anyone trains on one. Public; our tests run it over all.
+
+Each check is a function from a `Probe` to a line of detail, and fails by raising `Failed`. `check_env(spec)` runs all
+that apply and gives one `Finding` each. A new check costs one function and one line of `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import random as global_random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from envfarm.errors import EnvfarmError
+from envfarm.session import LocalSession, Session, local_session
+from envfarm.testing import agents
+from envfarm.testing.boxes import RecordingBox
+
+if TYPE_CHECKING:
+    from envfarm.spec import EnvSpec, Instance
+
+TRIED = ("train", "validation", "heldout")
+FLOOR = 0.05
+"""Success that a null and a random agent may reach on rung 1; on the other rungs twice as much."""
+
+
+class Failed(Exception):
+    """A check did not hold; the message says what was seen and what was expected."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one environment."""
+
+    env: str
+    check: str
+    ok: bool
+    detail: str
+
+
+@dataclass
+class Probe:
+    """One environment under test, and how hard it is looked at."""
+
+    spec: EnvSpec
+    backend: str = "bubblewrap"
+    episodes: int = 10  # per split and rung, for the agents
+    contents: int = 1000  # seeds whose contents are compared
+    _sessions: list[Session] = field(default_factory=list)
+
+    @property
+    def splits(self) -> list[str]:
+        return [s for s in self.spec.splits if s in TRIED]
+
+    @property
+    def rungs(self) -> list[int]:
+        return list(range(len(self.spec.ladder)))
+
+    @property
+    def judged_by_value(self) -> bool:
+        """Games of several roles: an equilibrium has no success rate, so floors and contents do not apply."""
+        return len(self.spec.roles) > 1
+
+    def session(self) -> Session:
+        made = local_session(self.spec, backend=self.backend)
+        self._sessions.append(made)
+        return made
+
+    def instances(self, split: str, rung: int | None, count: int) -> Iterator[Instance]:
+        setting = {} if rung is None else {"rung": rung}
+        for i in range(min(count, self.spec.size(split))):
+            yield self.spec.instance(split, i, setting)
+
+    def content(self, instance: Instance) -> str:
+        """The first observation and everything that is put into the box, without making one."""
+        from envfarm.registry import make_scene
+
+        box = RecordingBox()
+        make_box = (lambda: box) if self.spec.sandbox.box else None
+        session = LocalSession(self.spec, make_scene(self.spec), make_box=make_box)
+        try:
+            return session.reset(instance).text + "\x02" + box.content
+        finally:
+            session.close()
+
+    def close(self) -> None:
+        for session in self._sessions:
+            session.close()
+
+
+def schema(probe: Probe) -> str:
+    """The spec survives JSON, its splits can be indexed, and sampling is a pure function."""
+    spec = probe.spec
+    if type(spec).from_json(spec.to_json()) != spec:
+        raise Failed("from_json(to_json(spec)) is not the spec")
+    for split in probe.splits:
+        first, again = spec.instance(split, 0), spec.instance(split, 0)
+        if first != again or first.hash != again.hash:
+            raise Failed(f"instance({split!r}, 0) differs between two calls")
+    return f"{len(spec.axes)} axes, {len(spec.ladder)} rungs, splits " + ", ".join(f"{s} {spec.size(s):,}" for s in probe.splits)
+
+
+def api(probe: Probe) -> str:
+    """Gymnasium's or PettingZoo's own checker passes."""
+    from envfarm.registry import make_scene
+
+    scene = make_scene(probe.spec)
+    if len(probe.spec.roles) == 1:
+        from gymnasium.utils.env_checker import check_env as gymnasium_check
+
+        try:
+            gymnasium_check(scene, skip_render_check=True)  # type: ignore[arg-type]
+        finally:
+            scene.close()  # type: ignore[attr-defined]
+        return "gymnasium.utils.env_checker.check_env"
+    from pettingzoo.test import api_test, seed_test
+
+    api_test(scene, num_cycles=50, verbose_progress=False)
+    seed_test(lambda: make_scene(probe.spec), num_cycles=20)
+    return "pettingzoo api_test and seed_test"
+
+
+def seeds(probe: Probe) -> str:
+    """Same instance, same episode; each axis alone changes the content."""
+    split = probe.splits[0]
+    instances = list(probe.instances(split, None, 24))
+    if probe.content(instances[0]) != probe.content(instances[0]):
+        raise Failed("the same instance gave two contents")
+    stuck = [name for name in _axes_that_vary(instances) if not _axis_matters(probe, name, instances)]
+    if stuck:
+        raise Failed(f"changing {', '.join(stuck)} alone changes neither the first observation nor the box's files")
+    return f"{len(_axes_that_vary(instances))} axes change the content, each alone"
+
+
+def _axes_that_vary(instances: list[Instance]) -> list[str]:
+    names = sorted({name for i in instances for name in i.params})
+    return [n for n in names if len({msgspec.json.encode(i.params.get(n)) for i in instances}) > 1]
+
+
+def _axis_matters(probe: Probe, name: str, instances: list[Instance]) -> bool:
+    """Whether some instance reads differently with another instance's value of this one axis."""
+    values = [i.params[name] for i in instances if name in i.params]
+    for instance in [i for i in instances if name in i.params][:6]:
+        here = probe.content(instance)
+        others = [v for v in values if v != instance.params[name]][:4]
+        for value in others:
+            changed = msgspec.structs.replace(instance, params={**instance.params, name: value})
+            if probe.content(changed) != here:
+                return True
+    return False
+
+
+def isolation(probe: Probe) -> str:
+    """Global random state stays untouched, and an episode interleaved with another is the episode alone."""
+    first, second = list(probe.instances(probe.splits[0], None, 2))
+    before = (global_random.getstate(), _numpy_state())
+    alone = agents.play(probe.session(), first, agents.mixed(0.5))
+    if (global_random.getstate(), _numpy_state()) != before:
+        raise Failed("the environment drew from or seeded a global random generator")
+    one, two = probe.session(), probe.session()
+    turn, other = one.reset(first), two.reset(second)
+    seen, agent, n = [turn.text], agents.mixed(0.5), 0
+    while not turn.over:
+        if not other.over:
+            other = two.step(two.random(n))
+        action = agent(one, turn, n)
+        assert action is not None
+        turn, n = one.step(action), n + 1
+        seen.append(turn.text)
+    if seen != alone.observations:
+        at = next(k for k, (a, b) in enumerate(zip(seen, alone.observations, strict=False)) if a != b)
+        raise Failed(f"interleaved with another episode, observation {at} differs from the episode alone")
+    return f"{n} turns interleaved, equal to the episode alone"
+
+
+def _numpy_state() -> str:
+    return repr(np.random.get_state())
+
+
+def solved_by_oracle(probe: Probe) -> str:
+    """The oracle reaches `solved_at` on every instance tried, of every split and rung."""
+    longest: dict[int, int] = {}
+    session, count = probe.session(), 0
+    for split in probe.splits:
+        for rung in probe.rungs:
+            for instance in probe.instances(split, rung, probe.episodes):
+                played = agents.play(session, instance, agents.oracle)
+                worst = min(played.rewards.values())
+                if not probe.judged_by_value and worst < probe.spec.reward.solved_at:
+                    raise Failed(
+                        f"oracle reached {worst} < {probe.spec.reward.solved_at} on {split} seed {instance.seed} rung {rung} "
+                        f"({instance.params}), stop {played.stop}, last: {played.actions[-3:]} {played.observations[-1][:200]!r}"
+                    )
+                longest[rung] = max(longest.get(rung, 0), len(played.actions))
+                count += 1
+    return f"{count} instances; most calls per rung {list(longest.values())}"
+
+
+def floor(probe: Probe) -> str:
+    """Null and random agents stay at the floor on every split and rung."""
+    session = probe.session()
+    seen: list[str] = []
+    for name, agent in (("null", agents.null), ("random", agents.random)):
+        for rung in probe.rungs:
+            solved = tried = 0
+            for split in probe.splits:
+                for instance in probe.instances(split, rung, probe.episodes):
+                    played = agents.play(session, instance, agent)
+                    solved += min(played.rewards.values()) >= probe.spec.reward.solved_at
+                    tried += 1
+            allowed = FLOOR if rung else 2 * FLOOR
+            if solved / tried > allowed:
+                raise Failed(f"{name} agent solved {solved} of {tried} on rung {rung}; at most {allowed:.0%} is allowed")
+            seen.append(f"{name}@{rung} {solved}/{tried}")
+    return ", ".join(seen)
+
+
+def distinct(probe: Probe) -> str:
+    """At least 95 % distinct contents on the default setting, none shared between splits."""
+    by_split: dict[str, set[int]] = {}
+    for split in probe.splits:
+        contents = [hash(probe.content(i)) for i in probe.instances(split, None, probe.contents)]
+        by_split[split] = set(contents)
+        if len(by_split[split]) < 0.95 * len(contents):
+            raise Failed(f"{len(by_split[split])} distinct contents of {len(contents)} in {split}; 95 % are expected")
+    for a in by_split:
+        for b in by_split:
+            shared = by_split[a] & by_split[b]
+            if a < b and shared:
+                raise Failed(f"{len(shared)} contents stand in both {a} and {b}")
+    return ", ".join(f"{s} {len(c)}" for s, c in by_split.items()) + " distinct"
+
+
+CHECKS: dict[str, Callable[[Probe], str]] = {
+    "schema": schema,
+    "api": api,
+    "seeds": seeds,
+    "isolation": isolation,
+    "oracle": solved_by_oracle,
+    "floor": floor,
+    "distinct": distinct,
+}
+NOT_FOR_GAMES = ("floor", "distinct")
+
+
+def check_env(
+    spec: EnvSpec, *, backend: str = "bubblewrap", episodes: int = 10, contents: int = 1000, only: tuple[str, ...] = ()
+) -> Iterator[Finding]:
+    """All checks that apply to `spec`, as they finish.
+
+    `episodes` per split and rung for each agent; `contents` seeds per split for distinctness; `only` names checks.
+    Raises nothing of the environment's: what it raises is a finding.
+    """
+    for name, check in CHECKS.items():
+        if only and name not in only:
+            continue
+        probe = Probe(spec, backend, episodes, contents)
+        if probe.judged_by_value and name in NOT_FOR_GAMES:
+            continue
+        try:
+            yield Finding(spec.id, name, True, check(probe))
+        except (Failed, EnvfarmError, AssertionError) as error:
+            yield Finding(
+                spec.id, name, False, f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
+            )
+        finally:
+            probe.close()

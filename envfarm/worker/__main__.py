@@ -1,0 +1,98 @@
+"""`python -m envfarm.worker`: serve environments on a Unix or TCP socket until told to stop.
+
+    python -m envfarm.worker --env games/maze-v0 --port 8000
+    python -m envfarm.worker --env ./lamp.yaml --unix /run/lamp.sock
+
+When it listens it prints one line of JSON, `{"ready": ADDRESS, "pid": ..., "environments": [...]}`, and nothing more on
+standard output. SIGTERM, SIGINT or (with `--owned`) the end of standard input stop it; boxes and sessions go with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from functools import partial
+
+import msgspec
+import uvloop
+
+from envfarm.errors import EnvfarmError, UserError
+from envfarm.spec import EnvSpec
+from envfarm.worker import lifetime, protocol
+from envfarm.worker.serving import Listen, Worker
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m envfarm.worker", description="Serve environments over OpenEnv's protocol.")
+    parser.add_argument("--env", action="append", default=[], metavar="ID|FILE", help="an environment; may be repeated")
+    parser.add_argument("--env-path", action="append", default=[], metavar="DIR", help="a folder to look for environments in")
+    parser.add_argument("--backend", default="bubblewrap", help="where boxes come from (default: %(default)s)")
+    parser.add_argument("--unix", metavar="PATH", help="listen on a Unix socket")
+    parser.add_argument("--host", default="127.0.0.1", help="or on TCP (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="(default: any free one)")
+    parser.add_argument("--token", help="clients must send it; needed on any address but loopback")
+    parser.add_argument("--max-sessions", type=int, default=1024, help="more are refused (default: %(default)s)")
+    parser.add_argument("--owned", action="store_true", help=argparse.SUPPRESS)  # specs come on stdin, whose end is ours
+    return parser.parse_args(argv)
+
+
+def read_specs(options: argparse.Namespace) -> list[EnvSpec]:
+    """Raises: UserError."""
+    if options.owned:
+        # Unbuffered: what follows the line is the owner's silence, which another thread waits on.
+        line = b""
+        while not line.endswith(b"\n"):
+            piece = os.read(0, 1 << 20)
+            if not piece:
+                raise UserError("--owned expects a line with a JSON list of specs on standard input")
+            line += piece
+        return msgspec.json.decode(line, type=list[EnvSpec])
+    from envfarm.registry import default_registry
+
+    if not options.env:
+        raise UserError("name what to serve: --env ID or --env FILE")
+    registry = default_registry(options.env_path)
+    return [registry.get(name) for name in options.env]
+
+
+async def serve(worker: Worker, listen: Listen, out: int, owned: bool) -> None:
+    """Serve until a signal or the owner's end."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if owned:
+        lifetime.end_with(0, partial(loop.call_soon_threadsafe, stop.set))
+    try:
+        address = await worker.start(listen)
+        ready = {"ready": address, "pid": os.getpid(), "environments": [s.id for s in worker.specs]}
+        os.write(out, msgspec.json.encode(ready) + b"\n")
+        await stop.wait()
+    finally:
+        await worker.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever an environment prints goes to the log
+    try:
+        specs = read_specs(options)
+        listen = Listen(options.unix, options.host, options.port, options.token)
+        worker = Worker(specs, backend=options.backend, max_sessions=options.max_sessions)
+        uvloop.run(serve(worker, listen, out, options.owned))
+    except EnvfarmError as error:
+        if options.owned:
+            os.write(out, msgspec.json.encode({"failed": protocol.failed(error)}) + b"\n")
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # a session's thread may still be in an environment's code; its box is gone already

@@ -1,0 +1,235 @@
+"""The embedded engine: several policies, one thread, continuous batching.
+
+All arithmetic happens in the engine's own thread; callers await futures, so the event loop stays free. Each turn of
+the thread takes in everything that arrived meanwhile (requests, cancellations, new weights), then lets every busy
+policy sample one token for each of its requests.
+
+`threads` is how many cores one operation may use (torch's setting, which is the process's). The results of our own
+decoders do not depend on it; other models' may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envfarm.errors import InfraError, UnknownIdError, UserError, did_you_mean
+from rollout.engines.base import Capabilities, Generation
+from rollout.engines.torch.batching import LaneRunner
+from rollout.engines.torch.checkpoint import checksum, load_config, load_state, read_config
+from rollout.engines.torch.config import unsupported
+from rollout.engines.torch.model import Decoder
+from rollout.engines.torch.probe import batch_invariant
+from rollout.engines.torch.request import Request, Runner
+from rollout.types import PolicyVersion, SamplingParams
+
+Model = Decoder | str | Path
+
+
+class TorchEngine:
+    """`models` maps each policy's name to a `Decoder` (its weights are copied) or a model folder.
+
+    `max_in_flight` requests per policy are sampled at once, others wait; conversations keep their place in the cache
+    between turns, so it should be at least the number of episodes that run at once. `context` is the longest prompt
+    plus reply; the model's own limit unless given. `versions` labels the initial weights (default: number 0 with the
+    weights' checksum).
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        *,
+        threads: int | None = None,
+        max_in_flight: int = 64,
+        context: int | None = None,
+        versions: Mapping[str, PolicyVersion] | None = None,
+    ):
+        if not models:
+            raise UserError("an engine needs at least one policy; `models` is empty")
+        if max_in_flight < 1:
+            raise UserError(f"engine.max_in_flight is {max_in_flight}; at least 1 was expected")
+        self._models, self._versions = dict(models), dict(versions or {})
+        self._threads, self._max_in_flight, self._context = threads, max_in_flight, context
+        self._runners: dict[str, Runner] = {}
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._pending: set[Request] = set()
+        self._died: BaseException | None = None
+        self.capabilities = Capabilities(token_ids=True, logprobs=True, seeds=True, versions=True)
+
+    async def start(self) -> None:
+        """Load the models, measure what can be promised, start the thread. Idempotent."""
+        if self._thread is not None:
+            return
+        for policy, model in self._models.items():
+            self._runners[policy] = self._build(policy, model)
+        self.capabilities = replace(
+            self.capabilities,
+            batch_invariant=all(r.batch_invariant for r in self._runners.values()),
+            context=min(r.context for r in self._runners.values()),
+        )
+        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+        self._thread.start()
+
+    async def generate(self, prompt_ids: list[int], params: SamplingParams, *, policy: str, session: str = "") -> Generation:
+        runner = self._runner(policy)
+        if not 0 < len(prompt_ids) < runner.context:
+            raise ValueError(f"a prompt of {len(prompt_ids)} tokens does not fit a context of {runner.context}")
+        if params.max_tokens < 1:
+            raise ValueError(f"sampling.max_tokens is {params.max_tokens}; at least 1 was expected")
+        _check_ids([*prompt_ids, *params.stop_ids], runner)
+        future = asyncio.get_running_loop().create_future()
+        request = Request(np.array(prompt_ids, dtype=np.int64), params, session, future)
+        self._pending.add(request)
+        self._post(lambda: runner.submit(request))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._post(lambda: runner.cancel(request))
+            raise
+        finally:
+            self._pending.discard(request)
+
+    async def score(self, token_ids: list[int], *, policy: str) -> list[float]:
+        """Teacher-forced logprobs of `token_ids[1:]` at temperature 1 under `policy`'s current weights.
+
+        Raises: ValueError where they do not fit the context.
+        """
+        runner = self._runner(policy)
+        if not 1 < len(token_ids) <= runner.context:
+            raise ValueError(f"{len(token_ids)} tokens cannot be scored in a context of {runner.context}")
+        _check_ids(token_ids, runner)
+        return await self._call(lambda: runner.score(token_ids))
+
+    async def update_weights(self, version: PolicyVersion, state: Mapping[str, Tensor]) -> None:
+        """Serve `version.policy` with `state` (a state dict; copied before this returns) from the next token on."""
+        runner = self._runner(version.policy)
+        await self._call(lambda: runner.update(version, state))
+
+    async def add_policy(self, version: PolicyVersion, model: Model) -> None:
+        """Serve one more policy (an older version of the learner, say). Raises: ValueError where its name is taken."""
+        if version.policy in self._runners:
+            raise ValueError(f"the engine has a policy {version.policy!r} already; use update_weights")
+        self._versions[version.policy] = version
+        runner = self._build(version.policy, model)
+        await self._call(lambda: self._runners.__setitem__(version.policy, runner))
+
+    def version(self, policy: str) -> PolicyVersion:
+        """What `policy` is served with now."""
+        return self._runner(policy).version
+
+    async def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        for request in list(self._pending):
+            _settle(request.future, InfraError("the engine was closed"))
+        self._runners.clear()
+
+    def _build(self, policy: str, model: Model) -> Runner:
+        if isinstance(model, Decoder):
+            config, state = model.config, model.state_dict()
+        elif unsupported(read_config(model)):
+            from rollout.engines.torch.hf import HFRunner
+
+            return HFRunner(Path(model), policy, self._versions.get(policy), self._max_in_flight, self._context)
+        else:
+            config, state = load_config(model), load_state(model)
+        version = self._versions.get(policy) or PolicyVersion(policy=policy, checksum=checksum(state))
+        context = min(self._context or config.max_len, config.max_len)
+        with torch.inference_mode():
+            runner = LaneRunner(config, state, version, lanes=self._max_in_flight, context=context)
+            runner.batch_invariant = batch_invariant(config, runner.weights)
+        return runner
+
+    def _runner(self, policy: str) -> Runner:
+        if self._thread is None or self._closing or self._died is not None:
+            raise InfraError("the engine is not running" + (f": {self._died!r}" if self._died else ""))
+        if policy not in self._runners:
+            known = ", ".join(self._runners)
+            raise UnknownIdError(f"no policy {policy!r} in the engine{did_you_mean(policy, self._runners)}; it has: {known}")
+        return self._runners[policy]
+
+    def _post(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(command)
+            self._wake.notify()
+
+    async def _call(self, function: Callable[[], Any]) -> Any:
+        """Run `function` in the engine's thread, between two steps; its result or exception."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def command() -> None:
+            try:
+                result = function()
+            except ValueError as e:
+                loop.call_soon_threadsafe(_settle, future, e)
+            else:
+                loop.call_soon_threadsafe(_settle, future, result)
+
+        self._post(command)
+        return await future
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                while self._turn():
+                    pass
+        except BaseException as e:  # the thread's boundary: callers must hear of it, whatever it was
+            self._died = e
+            for request in list(self._pending):
+                error = InfraError(f"the engine died: {e!r}")
+                request.future.get_loop().call_soon_threadsafe(_settle, request.future, error)
+            raise
+
+    def _turn(self) -> bool:
+        """One turn of the thread; False once closed."""
+        with self._wake:
+            while not self._inbox and not self._closing and not any(r.busy() for r in self._runners.values()):
+                self._wake.wait()
+            if self._closing:
+                return False
+            commands, self._inbox = self._inbox, []
+        for command in commands:
+            command()
+        finished = [item for r in list(self._runners.values()) if r.busy() for item in r.step()]
+        for loop in {request.future.get_loop() for request, _ in finished}:
+            loop.call_soon_threadsafe(_settle_all, [i for i in finished if i[0].future.get_loop() is loop])
+        return True
+
+
+def _check_ids(ids: list[int], runner: Runner) -> None:
+    """Raises: ValueError on ids outside the vocabulary, which would take the whole engine down."""
+    if min(ids) < 0 or max(ids) >= runner.vocab:
+        wrong = next(i for i in ids if not 0 <= i < runner.vocab)
+        raise ValueError(f"token id {wrong} is outside the model's vocabulary of {runner.vocab}")
+
+
+def _settle_all(finished: list[tuple[Request, Generation]]) -> None:
+    for request, generation in finished:
+        _settle(request.future, generation)
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    """Give a future its result or exception, unless its caller has gone."""
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -1,0 +1,57 @@
+"""Is this engine batch-invariant on this machine? Measured when it starts, not believed.
+
+One sequence is scored as decode would (token by token), in pieces of several sizes, and beside other sequences; every
+logprob must agree to the last bit. A library that picks another kernel for another number of rows is found out here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envfarm.seeding import generator
+from rollout.engines.torch.cache import Lanes
+from rollout.engines.torch.config import ModelConfig
+from rollout.engines.torch.kernels import Weights, forward
+from rollout.engines.torch.planning import decode, plan, prefill
+
+LENGTH = 19  # not a multiple of anything
+
+
+def batch_invariant(config: ModelConfig, weights: Weights) -> bool:
+    """Whether logits of a row agreed bit for bit in every arrangement tried (some twenty milliseconds)."""
+    length = min(LENGTH, config.max_len - 1)
+    rng = generator("engine", "probe", config.vocab)
+    tokens = rng.integers(0, config.vocab, size=(64, length))
+    reference = _decoded(config, weights, tokens[:1])[0]
+    for others in (7, 64):
+        if not torch.equal(_decoded(config, weights, tokens[:others])[0], reference):
+            return False
+    return all(torch.equal(_prefilled(config, weights, tokens[:n], piece), reference)
+               for n, piece in ((1, 7), (1, 64), (7, 16), (64, 19)))  # fmt: skip
+
+
+def _decoded(config: ModelConfig, weights: Weights, tokens: np.ndarray) -> Tensor:
+    """Logits `[lanes, length, V]`, one token of every lane at a time."""
+    cache = Lanes(config, len(tokens), tokens.shape[1])
+    lanes, out = np.arange(len(tokens)), []
+    cache.tokens[:, : tokens.shape[1]] = tokens
+    for n in range(1, tokens.shape[1] + 1):
+        part = decode(cache, lanes, np.full(len(tokens), n))
+        out.append(forward(weights, cache, plan([part], wanted=1))[torch.from_numpy(part.rows)])
+    return torch.stack(out, dim=1)
+
+
+def _prefilled(config: ModelConfig, weights: Weights, tokens: np.ndarray, piece: int) -> Tensor:
+    """Logits `[length, V]` of the first sequence, `piece` tokens of every lane at a time."""
+    cache = Lanes(config, len(tokens), tokens.shape[1])
+    lanes, out = np.arange(len(tokens)), []
+    cache.tokens[:, : tokens.shape[1]] = tokens
+    for start in range(0, tokens.shape[1], piece):
+        count = min(piece, tokens.shape[1] - start)
+        # The others lag behind or lead by what their number says, so that rows of many lengths meet.
+        counts = np.maximum(1, count - lanes % count)
+        part = prefill(cache, lanes, np.full(len(lanes), start), counts)
+        out.append(forward(weights, cache, plan([part], wanted=1))[:count])
+    return torch.cat(out)

@@ -1,0 +1,252 @@
+"""The run file's lower half: environments, policies, seats, engine, backend, sampling, output.
+
+    run, source = read_run("run.yaml", RolloutFile)
+    specs = resolve(run, source, default_registry())       # ids, settings, roles and policies fit together
+
+The trainer's `RunFile` is a subclass with the upper half. Shapes are checked by pydantic with the place in the file;
+`resolve` checks what needs the environments, and says where, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+from pydantic import Field
+
+from envfarm.errors import Location, RunFileError, UserError, did_you_mean
+from envfarm.registry import Registry
+from envfarm.spec import EnvSpec
+from envfarm.yaml_source import FileModel, Source, parse_model, read_yaml
+from rollout.policies import ScriptedPolicy
+from rollout.requests import EnvChoice
+from rollout.scheduler import RunPlan
+from rollout.types import SamplingParams
+
+SELF = "self"
+"""In `seats`: the current learner."""
+
+
+class EnvironmentEntry(FileModel):
+    """One line of `environments`."""
+
+    id: str
+    weight: float = Field(default=1.0, gt=0)
+    setting: dict[str, Any] = {}
+
+
+class OracleOptions(FileModel):
+    """`scripted: {oracle: {random: 0.35}}`."""
+
+    random: float = Field(default=0.0, ge=0, le=1)
+
+
+class OracleScript(FileModel):
+    oracle: OracleOptions
+
+
+class EngineEntry(FileModel):
+    """`engine:`, of the run or of one policy."""
+
+    kind: str = "torch"
+    max_in_flight: int = Field(default=64, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    context: int | None = Field(default=None, ge=1)  # tokens
+    url: str | None = None  # of a server
+    model: str | None = None  # as the server calls it
+    key_variable: str | None = None  # environment variable that holds the server's key
+
+
+class ModelInit(FileModel):
+    """`model: {init: {...}}`: a fresh model; the trainer reads what is inside."""
+
+    init: dict[str, Any]
+
+
+class PolicyEntry(FileModel):
+    """Exactly one of `model`, `scripted`, `version`, `engine` says what acts."""
+
+    model: str | ModelInit | None = None
+    trainable: bool = False
+    scripted: Literal["oracle", "null", "random"] | OracleScript | None = None
+    version: str | None = None
+    engine: EngineEntry | None = None
+    renderer: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_kind(self) -> PolicyEntry:
+        given = [n for n in ("model", "scripted", "version", "engine") if getattr(self, n) is not None]
+        if len(given) != 1 and given != ["model", "engine"]:
+            said = " and ".join(given) or "none"
+            raise ValueError(f"a policy is exactly one of `model`, `scripted`, `version`, `engine`; found {said}")
+        if self.trainable and self.model is None:
+            raise ValueError(f"only a `model` can be trainable; this policy is given by `{given[0]}`")
+        return self
+
+    @property
+    def needs_engine(self) -> bool:
+        return self.scripted is None
+
+
+class SamplingEntry(FileModel):
+    """`sampling:` of every reply."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=64, ge=1)
+    episode_tokens: int = Field(default=0, ge=0)  # per seat and episode; 0 is no limit
+
+    def params(self, *, temperature: float | None = None) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.temperature if temperature is None else temperature, top_p=self.top_p,
+            max_tokens=self.max_tokens,
+        )  # fmt: skip
+
+
+class RolloutFile(FileModel):
+    """What a rollout needs to know; the trainer's run file says more."""
+
+    envfarm: Literal[1]
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    environments: list[EnvironmentEntry] = Field(min_length=1)
+    policies: dict[str, PolicyEntry] = Field(min_length=1)
+    seats: dict[str, dict[str, str]] = {}
+    engine: EngineEntry = EngineEntry()
+    backend: str = "bubblewrap"
+    workers: int = Field(default=2, ge=1)
+    sampling: SamplingEntry = SamplingEntry()
+    retries: int = Field(default=2, ge=0)
+    error_budget: float = Field(default=0.25, ge=0, le=1)
+    output: str | None = None
+
+    @property
+    def learner(self) -> str:
+        """The policy that sits where nothing else is said: the trainable one, or the only one.
+
+        Raises: ValueError where there is no such one.
+        """
+        trainable = [name for name, entry in self.policies.items() if entry.trainable]
+        candidates = trainable or list(self.policies)
+        if len(candidates) != 1:
+            raise ValueError(f"which of {', '.join(candidates)} sits where `seats` says nothing?")
+        return candidates[0]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output or f"runs/{self.run}")
+
+    def plan(self, specs: Mapping[str, EnvSpec]) -> RunPlan:
+        return RunPlan(
+            run=self.run, seed=self.seed, specs=dict(specs), max_in_flight=self.engine.max_in_flight,
+            retries=self.retries, error_budget=self.error_budget, token_budget=self.sampling.episode_tokens,
+        )  # fmt: skip
+
+    def scripted_policies(self) -> dict[str, ScriptedPolicy]:
+        """The policies that need no engine, ready to play."""
+        return {name: script_of(name, e.scripted) for name, e in self.policies.items() if e.scripted is not None}
+
+    def seats_of(self, spec: EnvSpec, *, learner: str | None = None) -> dict[str, str]:
+        """Role -> policy for one environment; `learner` sits where the learner would."""
+        own = self.learner if SELF in self.seats.get(spec.id, {}).values() or not self._all_seated(spec) else ""
+        given = self.seats.get(spec.id, {})
+        names = {role: given.get(role, SELF) for role in spec.roles}
+        names = {role: own if name == SELF else name for role, name in names.items()}
+        return {role: learner if learner is not None and name == own else name for role, name in names.items()}
+
+    def choices(self, specs: Mapping[str, EnvSpec], *, learner: str | None = None) -> list[EnvChoice]:
+        """The run's environments in file order, seated."""
+        return [
+            EnvChoice(specs[e.id], self.seats_of(specs[e.id], learner=learner), e.weight, e.setting) for e in self.environments
+        ]
+
+    def _all_seated(self, spec: EnvSpec) -> bool:
+        return set(spec.roles) <= set(self.seats.get(spec.id, {}))
+
+
+def script_of(name: str, scripted: str | OracleScript) -> ScriptedPolicy:
+    if isinstance(scripted, OracleScript):
+        return ScriptedPolicy(name, "oracle", scripted.oracle.random)
+    assert scripted in ("oracle", "null", "random")
+    return ScriptedPolicy(name, scripted)  # type: ignore[arg-type]
+
+
+M = TypeVar("M", bound=RolloutFile)
+
+
+def read_run(path: str | Path, model: type[M]) -> tuple[M, Source]:
+    """Raises: RunFileError with file:line:column."""
+    source = read_yaml(str(path), RunFileError)
+    return parse_model(source, model, RunFileError), source
+
+
+def resolve(run: RolloutFile, source: Source, registry: Registry) -> dict[str, EnvSpec]:
+    """The specs of the run's environments, by the ids that the run file uses.
+
+    Raises: RunFileError with the place: an unknown id or setting, one named twice, a seat without a policy, a role or
+    policy that is not there, `version` of a policy that is not there.
+    """
+    specs: dict[str, EnvSpec] = {}
+    for index, entry in enumerate(run.environments):
+        spec = _at(source.at("environments", index, "id"), registry.get, entry.id)
+        if spec.id in specs:
+            raise RunFileError(f"{spec.id} is named twice", source.at("environments", index, "id"))
+        if spec.id != entry.id:
+            raise RunFileError(
+                f"{entry.id!r} names no version; write {spec.id!r}, so that the run means the same tomorrow",
+                source.at("environments", index, "id"),
+            )
+        first = next(iter(spec.splits))
+        _at(source.at("environments", index, "setting"), spec.instance, first, 0, entry.setting)
+        specs[spec.id] = spec
+    _check_seats(run, source, specs)
+    return specs
+
+
+def _at(place: Location, call: Any, *args: Any) -> Any:
+    """`call(*args)`, its user errors told with the place in the run file."""
+    try:
+        return call(*args)
+    except UserError as error:
+        raise RunFileError(str(error), place) from error
+
+
+def _check_seats(run: RolloutFile, source: Source, specs: Mapping[str, EnvSpec]) -> None:
+    for env_id, seats in run.seats.items():
+        if env_id not in specs:
+            raise RunFileError(
+                f"seats: {env_id!r} is none of this run's environments{did_you_mean(env_id, specs)}",
+                source.key_at("seats", env_id),
+            )
+        for role, policy in seats.items():
+            roles = specs[env_id].roles
+            if role not in roles:
+                hint = did_you_mean(role, roles)
+                raise RunFileError(
+                    f"{env_id} has no role {role!r}{hint}; it has: {', '.join(roles)}", source.key_at("seats", env_id, role)
+                )
+            if policy != SELF and policy not in run.policies:
+                hint = did_you_mean(policy, run.policies)
+                raise RunFileError(
+                    f"no policy {policy!r}{hint}; there are: {', '.join(run.policies)}", source.at("seats", env_id, role)
+                )
+    for spec in specs.values():
+        try:
+            run.seats_of(spec)
+        except ValueError as error:
+            free = [r for r in spec.roles if r not in run.seats.get(spec.id, {})] or ["self"]
+            raise RunFileError(
+                f"{spec.id}: the seat {free[0]!r} has no policy: {error} Name one under `seats`, or make one `trainable`",
+                source.at("seats", spec.id) if spec.id in run.seats else source.at("policies"),
+            ) from error
+    for name, entry in run.policies.items():
+        if entry.version is not None:
+            base = entry.version.partition("@")[0]
+            if base not in run.policies:
+                raise RunFileError(
+                    f"version {entry.version!r} is of no policy here{did_you_mean(base, run.policies)}; "
+                    f"expected NAME@NUMBER with one of {', '.join(run.policies)}",
+                    source.at("policies", name, "version"),
+                )

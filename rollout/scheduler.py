@@ -1,0 +1,319 @@
+"""Groups of episodes, many at a time: permits, retries, an error budget, and each episode emitted exactly once.
+
+    async with Rollouts(plan, pool, policies, store) as rollouts:
+        groups = await rollouts.run(requests)          # dispatch order; members in order
+
+One permit per episode; a group is admitted whole, in dispatch order, so that short episodes are not favoured. An
+infra error is run again, up to a cap, as another attempt; every attempt is recorded. Before an episode is run, the
+store is asked for a finished one of the same slot, instance and weights: what a killed run finished is not run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from envfarm.errors import EpisodeError, RunHaltedError
+from envfarm.spec import EnvSpec, Instance
+from rollout.episode import Terms, run_episode
+from rollout.policies import AsyncSession, EnginePolicy, Policy
+from rollout.types import Episode, Group, PolicyVersion, SamplingParams, StopReason
+
+MIN_ERRORS_TO_HALT = 8
+"""Fewer failed episodes than this never halt a run, whatever their share."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What the scheduler needs of a run: picklable, built from a run file (`rollout.run.RolloutFile.plan`)."""
+
+    run: str
+    seed: int
+    specs: Mapping[str, EnvSpec]
+    max_in_flight: int = 64
+    retries: int = 2  # further attempts after an infra error
+    error_budget: float = 0.25  # share of failed episodes that halts the run
+    token_budget: int = 0  # sampled tokens per seat and episode; 0 is none
+
+
+@dataclass(frozen=True)
+class GroupRequest:
+    """`size` episodes of one instance. `(stage, step, index)` names it within the run, once."""
+
+    env: str
+    instance: Instance
+    size: int
+    stage: str
+    step: int
+    index: int
+    seats: Mapping[str, str]  # role -> name of a policy
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    split: str = "train"
+    seed_key: tuple[str | int, ...] = ()
+    """What sampling seeds depend on instead of `(stage, step, index)`: evaluations name the instance, so that one
+    is sampled alike whichever run or stage asks."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.step}/{self.index}"
+
+    @property
+    def seeded_by(self) -> tuple[str | int, ...]:
+        return self.seed_key or (self.stage, self.step, self.index)
+
+
+class Pool(Protocol):
+    """Where sessions come from: `envfarm.worker.pool.WorkerPool`, or sessions in this process."""
+
+    async def session(self, env_id: str) -> AsyncSession:
+        """Raises: InfraError where no worker can be had."""
+        ...
+
+
+class Sink(Protocol):
+    """What the scheduler needs of a store (`rollout.store.Store`)."""
+
+    def append(self, episode: Episode) -> None: ...
+    def find(self, slot: Slot, instance_hash: str, seats: Mapping[str, PolicyVersion]) -> Episode | None: ...
+    def attempts(self, slot: Slot) -> int: ...
+
+
+Slot = tuple[str, int, int, int]
+"""`(stage, step, group index, member)`: one place in a run's dispatch order, filled by one finished episode."""
+
+
+class Rollouts:
+    """Plays groups. `policies` may be changed between runs; weights are changed by `publish`."""
+
+    def __init__(self, plan: RunPlan, pool: Pool, policies: Mapping[str, Policy], store: Sink | None = None):
+        self.plan, self.pool, self.store = plan, pool, store
+        self.policies: dict[str, Policy] = dict(policies)
+        self.reused = 0  # episodes that the store already had
+        self._permits = Permits(plan.max_in_flight)
+        self._finished, self._failed = 0, 0
+        self._last_error = ""
+
+    async def __aenter__(self) -> Self:
+        for engine in self._engines():
+            await engine.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for engine in self._engines():
+            await engine.close()
+
+    async def publish(self, version: PolicyVersion, state: Any) -> None:
+        """Serve `version.policy` with new weights, and say so in every episode from now on."""
+        policy = self.policies[version.policy]
+        assert isinstance(policy, EnginePolicy), f"{version.policy} has no weights"
+        await policy.engine.update_weights(version, state)
+        policy.version = version
+
+    async def run(self, requests: Sequence[GroupRequest], progress: Callable[[Episode], None] | None = None) -> list[Group]:
+        """All groups, in dispatch order. `progress` is called with each episode as it finishes.
+
+        Raises: RunHaltedError where too many episodes failed.
+        """
+        return [group async for group in self.stream(requests, progress)]
+
+    async def stream(
+        self, requests: Sequence[GroupRequest], progress: Callable[[Episode], None] | None = None
+    ) -> AsyncIterator[Group]:
+        """Groups in dispatch order, each as soon as it and those before it are complete. Leaving early calls off the rest."""
+        futures: deque[asyncio.Future[Group]] = deque()
+        futures.extend(asyncio.get_running_loop().create_future() for _ in requests)
+        dispatcher = asyncio.create_task(self._dispatch(requests, list(futures), progress))
+        try:
+            while futures:
+                both: list[asyncio.Future[Any]] = [dispatcher, futures[0]]
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if not futures[0].done():
+                    dispatcher.result()  # raises what ended it
+                yield futures.popleft().result()
+            await dispatcher
+        finally:
+            dispatcher.cancel()
+            await asyncio.gather(dispatcher, return_exceptions=True)
+
+    async def _dispatch(
+        self,
+        requests: Sequence[GroupRequest],
+        futures: list[asyncio.Future[Group]],
+        progress: Callable[[Episode], None] | None,
+    ) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for request, future in zip(requests, futures, strict=True):
+                    lease = await self._permits.admit(request.size)
+                    group = tasks.create_task(self._group(request, future, lease, progress))
+                    group.add_done_callback(lease.close)  # also of a task that never began
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+
+    async def _group(
+        self,
+        request: GroupRequest,
+        future: asyncio.Future[Group],
+        lease: Lease,
+        progress: Callable[[Episode], None] | None,
+    ) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            members = [tasks.create_task(self._member(request, m, progress)) for m in range(request.size)]
+            for task in members:
+                task.add_done_callback(lambda _: lease.give_one())
+        future.set_result(
+            Group(
+                id=request.id,
+                env=request.env,
+                instance_hash=request.instance.hash,
+                episodes=[m.result() for m in members],
+            )
+        )
+
+    async def _member(self, request: GroupRequest, member: int, progress: Callable[[Episode], None] | None) -> Episode:
+        episode = await self._settle(request, member)
+        if progress is not None:
+            progress(episode)
+        return episode
+
+    async def _settle(self, request: GroupRequest, member: int) -> Episode:
+        """One slot's episode: from the store, or played, again after infra errors."""
+        slot: Slot = (request.stage, request.step, request.index, member)
+        seated = {role: self.policies[name] for role, name in request.seats.items()}
+        first = 0
+        if self.store is not None:
+            known = self.store.find(slot, request.instance.hash, {r: p.version for r, p in seated.items()})
+            if known is not None:
+                self.reused += 1
+                return known
+            first = self.store.attempts(slot)
+        for attempt in range(first, first + self.plan.retries + 1):
+            episode = await self._attempt(request, member, attempt, seated)
+            if episode.stop is not StopReason.INFRA_ERROR:
+                break
+        return episode
+
+    async def _attempt(self, request: GroupRequest, member: int, attempt: int, seated: Mapping[str, Policy]) -> Episode:
+        spec = self.plan.specs[request.env]
+        episode = blank_episode(self.plan.run, request, member, attempt, {r: p.version for r, p in seated.items()})
+        terms = Terms(
+            run_seed=self.plan.seed, seed_key=request.seeded_by, sampling=request.sampling, solved_at=spec.reward.solved_at,
+            timeout_s=spec.limits.episode_timeout_s, token_budget=self.plan.token_budget,
+        )  # fmt: skip
+        try:
+            await play(self.pool, episode, request.instance, seated, terms)
+        finally:
+            self._emit(episode)
+        self._count(episode)
+        return episode
+
+    def _emit(self, episode: Episode) -> None:
+        """The one place where an episode leaves: not awaited, so that no cancellation comes in between."""
+        if self.store is not None:
+            self.store.append(episode)
+
+    def _count(self, episode: Episode) -> None:
+        self._finished += 1
+        if not episode.ok:
+            self._failed += 1
+            self._last_error = f"{episode.id}: {episode.stop}: {episode.error}"
+            if self._failed >= MIN_ERRORS_TO_HALT and self._failed > self.plan.error_budget * self._finished:
+                raise RunHaltedError(
+                    f"{self._failed} of {self._finished} episodes failed, more than the error budget of "
+                    f"{self.plan.error_budget:.0%}; the last one: {self._last_error}. Finished episodes are stored; "
+                    f"mend the cause and start the same command again, or raise `error_budget` in the run file."
+                )
+
+    def _engines(self) -> list[Any]:
+        found = {id(p.engine): p.engine for p in self.policies.values() if isinstance(p, EnginePolicy)}
+        return list(found.values())
+
+
+async def play(pool: Pool, episode: Episode, instance: Instance, policies: Mapping[str, Policy], terms: Terms) -> Episode:
+    """One episode in a session of its own, which is closed whatever happens."""
+    try:
+        session = await pool.session(episode.env)
+    except EpisodeError as error:
+        episode.stop, episode.error = StopReason(error.status), f"{type(error).__name__}: {error}"
+        return episode
+    try:
+        return await run_episode(episode, instance, session, policies, terms)
+    finally:
+        await asyncio.shield(session.close())
+
+
+def blank_episode(run: str, request: GroupRequest, member: int, attempt: int, seats: Mapping[str, PolicyVersion]) -> Episode:
+    """An episode before its first turn. Until it is concluded it reads as aborted."""
+    return Episode(
+        id=f"{run}/{request.id}/{member}.{attempt}", run=run, stage=request.stage, step=request.step,
+        group=f"{run}/{request.id}", index=request.index, member=member, attempt=attempt, env=request.env,
+        instance=msgspec.to_builtins(request.instance), instance_hash=request.instance.hash, split=request.split,
+        seats=dict(seats), steps=[], stop=StopReason.ABORTED, error="called off",
+    )  # fmt: skip
+
+
+class Permits:
+    """Counted permits, handed out in order, several at once."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self._free = capacity, capacity
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def admit(self, count: int) -> Lease:
+        """Take `count` permits together. Raises: ValueError where there will never be as many."""
+        if count > self.capacity:
+            raise ValueError(f"a group of {count} episodes does not fit into max_in_flight={self.capacity}")
+        if self._waiting or self._free < count:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((count, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.cancelled():
+                    self._waiting.remove((count, turn))
+                else:
+                    self._free += count
+                self._wake()
+                raise
+        else:
+            self._free -= count
+        return Lease(self, count)
+
+    def release(self) -> None:
+        self._free += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and self._free >= self._waiting[0][0]:
+            count, turn = self._waiting.popleft()
+            self._free -= count
+            turn.set_result(None)
+
+
+class Lease:
+    """A group's permits: given back one by one as its members end, the rest when the group does."""
+
+    def __init__(self, permits: Permits, count: int):
+        self._permits, self._held = permits, count
+
+    def give_one(self) -> None:
+        if self._held:
+            self._held -= 1
+            self._permits.release()
+
+    def close(self, _: object = None) -> None:
+        while self._held:
+            self.give_one()
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that broke a task group, out of nested groups."""
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,234 @@
+"""`TrainingClient` in this process, over the packed decoder of the embedded engine.
+
+Calls run in order on one thread of their own, so a loop that rolls out meanwhile is not held up. Micro-batches are
+spread over single-threaded workers and their gradients added in a fixed order: on small models faster than sharing
+one operation between threads, and the same calls give the same bits (`checksum`) whatever the count of workers. A
+machine with another instruction set may still round differently.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from envfarm.errors import CapabilityError, StoreError
+from rollout.engines.torch.checkpoint import checksum
+from rollout.engines.torch.model import Decoder
+from rollout.types import PolicyVersion
+from trainer.batch import Datum, MicroBatch, micro_batches
+from trainer.client import AdamParams, ForwardOutput, Published, StepOutput
+from trainer.losses import LOSSES, LossConfig, Terms
+
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "client.json"
+
+
+@dataclass(frozen=True)
+class Done:
+    """One micro-batch, computed."""
+
+    logprobs_N: np.ndarray
+    loss: float
+    statistics: dict[str, Tensor]
+    gradients: tuple[Tensor, ...]
+
+
+class LocalClient:
+    """Trains `model` in place."""
+
+    def __init__(
+        self, model: Decoder, *, policy: str = "learner", incarnation: int = 0, max_tokens: int = 2560, threads: int = 0
+    ):
+        """`max_tokens` bounds one micro-batch: memory, and rounding in the last bits. `threads` 0 is torch's count."""
+        self.model, self.policy, self.incarnation, self.max_tokens = model, policy, incarnation, max_tokens
+        self.number = 0
+        self._names = [n for n, _ in model.named_parameters()]
+        self._weights = [p for _, p in model.named_parameters()]
+        self._moments = {k: [torch.zeros_like(p) for p in self._weights] for k in ("m", "v")}
+        self._gradients: list[Tensor] | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer")
+        self._workers = single_threaded_pool(threads or torch.get_num_threads())
+
+    def forward(self, data: list[Datum], loss: str = "cross_entropy", config: LossConfig | None = None) -> Future[ForwardOutput]:
+        return self._pool.submit(self._pass, data, loss, config or LossConfig(), False)
+
+    def forward_backward(self, data: list[Datum], loss: str, config: LossConfig | None = None) -> Future[ForwardOutput]:
+        return self._pool.submit(self._pass, data, loss, config or LossConfig(), True)
+
+    def optim_step(self, params: AdamParams) -> Future[StepOutput]:
+        return self._pool.submit(self._update, params)
+
+    def save_state(self, path: Path) -> Future[str]:
+        return self._pool.submit(self._save, path)
+
+    def load_state(self, path: Path) -> Future[str]:
+        return self._pool.submit(self._load, path)
+
+    def publish(self, kind: Literal["full", "lora"] = "full") -> Future[Published]:
+        if kind != "full":
+            raise CapabilityError(f"the local trainer publishes full weights, not {kind!r}")
+        return self._pool.submit(self._publish)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._workers.shutdown()
+
+    # What runs on the trainer's thread.
+
+    def _pass(self, data: list[Datum], loss: str, config: LossConfig, backward: bool) -> ForwardOutput:
+        out = ForwardOutput([np.zeros(len(d), dtype=np.float32) for d in data], 0.0, 0)
+        blocks = micro_batches(data, max_tokens=self.max_tokens, dtype=self._weights[0].dtype)
+        for block, done in self._spread(blocks, lambda b: self._block(b, loss, config, backward)):
+            out.loss += done.loss
+            out.tokens += len(done.logprobs_N)
+            _add_up(out.metrics, done.statistics)
+            for row, (start, stop, where) in zip(block.rows, block.bounds, strict=True):
+                out.logprobs[row][where] = done.logprobs_N[start:stop]
+            if done.gradients:
+                if self._gradients is None:
+                    self._gradients = list(done.gradients)
+                else:
+                    torch._foreach_add_(self._gradients, done.gradients)
+        return out
+
+    def _spread(self, blocks: Iterable[MicroBatch], work: Callable[[MicroBatch], Done]) -> Iterator[tuple[MicroBatch, Done]]:
+        """Results in the order of the blocks, with few of them in memory at a time."""
+        running: deque[tuple[MicroBatch, Future[Done]]] = deque()
+        for block in blocks:
+            running.append((block, self._workers.submit(work, block)))
+            if len(running) > 2 * self._workers._max_workers:
+                first, future = running.popleft()
+                yield first, future.result()
+        while running:
+            first, future = running.popleft()
+            yield first, future.result()
+
+    def _block(self, block: MicroBatch, loss: str, config: LossConfig, backward: bool) -> Done:
+        with torch.set_grad_enabled(backward):
+            logprobs_N = token_logprobs(self.model, block)
+            terms = apply_loss(loss, block, logprobs_N, config)
+            total = terms.loss_N.sum()
+        gradients = torch.autograd.grad(total, self._weights) if backward else ()
+        return Done(logprobs_N.detach().float().numpy(), float(total.detach()), terms.statistics, gradients)
+
+    @torch.no_grad()
+    def _update(self, params: AdamParams) -> StepOutput:
+        gradients = self._gradients or [torch.zeros_like(p) for p in self._weights]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if params.grad_clip_norm > 0:
+            torch._foreach_mul_(gradients, (params.grad_clip_norm / (norm + 1e-12)).clamp(max=1.0))
+        self.number += 1
+        adam_step(self._weights, gradients, self._moments["m"], self._moments["v"], self.number, params)
+        self._gradients = None
+        return StepOutput(self.number, float(norm))
+
+    def _state(self) -> dict[str, Tensor]:
+        return {n: p.detach().clone() for n, p in zip(self._names, self._weights, strict=True)}
+
+    def _publish(self) -> Published:
+        state = self._state()
+        return Published(PolicyVersion(self.policy, self.incarnation, self.number, checksum(state)), state)
+
+    def _save(self, path: Path) -> str:
+        path.mkdir(parents=True, exist_ok=True)
+        state = self._state()
+        save_file(state, path / _WEIGHTS)
+        moments = {f"{k}.{n}": t for k, ts in self._moments.items() for n, t in zip(self._names, ts, strict=True)}
+        save_file(moments, path / _OPTIMIZER)
+        digest = checksum(state)
+        (path / _STATE).write_text(json.dumps({"number": self.number, "checksum": digest}))
+        return digest
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> str:
+        try:
+            state, moments = load_file(path / _WEIGHTS), load_file(path / _OPTIMIZER)
+            saved: dict[str, Any] = json.loads((path / _STATE).read_text())
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise StoreError(f"{path}: damaged checkpoint ({error}); remove the run directory to begin again") from None
+        if checksum(state) != saved["checksum"]:
+            raise StoreError(f"{path}/{_WEIGHTS}: the weights are not those that were saved (another checksum)")
+        self.model.replace(state)
+        for kind, tensors in self._moments.items():
+            for name, tensor in zip(self._names, tensors, strict=True):
+                tensor.copy_(moments[f"{kind}.{name}"])
+        self.number, self._gradients = saved["number"], None
+        return saved["checksum"]
+
+
+def single_threaded_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads in which each torch operation runs on one core; the caller's own setting stays as it was."""
+    ready = threading.Barrier(workers + 1)
+
+    def initialise() -> None:
+        torch.set_num_threads(1)
+        ready.wait()
+
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="trainer-worker", initializer=initialise)
+    for _ in range(workers):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(before)  # also what threads made later begin with
+    return pool
+
+
+def token_logprobs(model: Decoder, block: MicroBatch) -> Tensor:
+    """log pi of each trained token, at the temperature that it was sampled with. The head runs on these only."""
+    hidden_P = model.hidden(block.tokens_P, block.cu_seqlens)
+    logits_N = model.logits(hidden_P.index_select(0, block.picks_N))
+    if not bool((block.temperature_N == 1).all()):
+        logits_N = logits_N / block.temperature_N[:, None]
+    return -torch.nn.functional.cross_entropy(logits_N, block.targets_N, reduction="none")
+
+
+def apply_loss(loss: str, block: MicroBatch, logprobs_N: Tensor, config: LossConfig) -> Terms:
+    """Raises: ValueError naming a loss that does not exist, or what its rows lack."""
+    if loss not in LOSSES:
+        raise ValueError(f"no loss {loss!r}; there are {', '.join(LOSSES)}")
+    function, needs = LOSSES[loss]
+    inputs: dict[str, Any] = {"weights_N": block.weights_N}
+    for name in needs:
+        value = {"logprobs": block.sampled_N, "advantages": block.advantages_N}[name]
+        if value is None:
+            raise ValueError(f"loss {loss!r} needs rows with {name}; these have none")
+        inputs[{"logprobs": "sampled_N", "advantages": "advantages_N"}[name]] = value
+    if loss == "ppo":
+        inputs |= {"old_N": block.old_N, "config": config}
+    return function(logprobs_N, **inputs)
+
+
+def adam_step(
+    weights: list[Tensor], gradients: list[Tensor], m: list[Tensor], v: list[Tensor], number: int, params: AdamParams
+) -> None:
+    """AdamW in place: `number` counts from 1 and decides the bias correction (Kingma & Ba 2014, Loshchilov & Hutter 2017)."""
+    if params.weight_decay:
+        torch._foreach_mul_(weights, 1.0 - params.learning_rate * params.weight_decay)
+    torch._foreach_lerp_(m, gradients, 1.0 - params.beta1)
+    torch._foreach_mul_(v, params.beta2)
+    torch._foreach_addcmul_(v, gradients, gradients, 1.0 - params.beta2)
+    denominators = torch._foreach_sqrt(v)
+    torch._foreach_div_(denominators, (1.0 - params.beta2**number) ** 0.5)
+    torch._foreach_add_(denominators, params.eps)
+    torch._foreach_addcdiv_(weights, m, denominators, -params.learning_rate / (1.0 - params.beta1**number))
+
+
+def _add_up(totals: dict[str, float], statistics: dict[str, Tensor]) -> None:
+    """Micro-batches into one: sums add, what is named `..._max` takes the maximum."""
+    for name, value in statistics.items():
+        if name.endswith("_max"):
+            key = f"{name.removesuffix('_max')}:max"
+            totals[key] = max(totals.get(key, 0.0), float(value))
+        else:
+            totals[f"{name}:sum"] = totals.get(f"{name}:sum", 0.0) + float(value)

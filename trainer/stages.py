@@ -1,0 +1,177 @@
+"""A whole run, stage by stage: logs, the untrained policy, what the run file lists; each policy saved and evaluated.
+
+    summary = train(run, specs, console)
+
+Where it stands is `RunState`; every stage is safe to be killed in and goes on where the last checkpoint was. The same
+run file, seed, machine and count of threads end with the same weights, however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from envfarm.spec import EnvSpec
+from envfarm.worker.pool import WorkerPool
+from rollout.engines.base import ENGINES, NEEDS_FOR_TRAINING, Engine, require
+from rollout.policies import EnginePolicy, Policy
+from rollout.rows import rows_of
+from rollout.scheduler import Rollouts
+from rollout.store import Store
+from rollout.types import Episode, PolicyVersion
+from trainer.checkpoint import Checkpoints, RunLock, RunState, check_same_run, meaning
+from trainer.context import Context, Trainee, done, timed
+from trainer.evaluation import curve_point, evaluate_policy
+from trainer.local import LocalClient
+from trainer.logs_stage import make_logs
+from trainer.metrics import Metrics
+from trainer.models import is_fresh, load_tokenizer, make_model, make_renderer, save_policy, train_tokenizer
+from trainer.offline import imitate, improve
+from trainer.online import improve_online
+from trainer.progress import Screen
+from trainer.run import Imitation, Offline, Online, RunFile
+from trainer.summary import summarize_run
+
+
+def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console) -> dict[str, Any]:
+    """Run or resume. Returns the summary, which also stands in `summary.json`.
+
+    Raises: RunLockedError, RunFileError where the directory is another run's, StoreError, CapabilityError, RunHaltedError.
+    """
+    run_dir = run.folder
+    with RunLock(run_dir):
+        return asyncio.run(_train(run, specs, run_dir, console))
+
+
+async def _train(run: RunFile, specs: Mapping[str, EnvSpec], run_dir: Path, console: Console) -> dict[str, Any]:
+    checkpoints = Checkpoints(run_dir)
+    state = begin(run, run_dir, checkpoints)
+    torch.set_num_threads(state.threads)
+    metrics = Metrics(run_dir)
+    pool = WorkerPool(list(specs.values()), backend=run.backend, workers=run.workers)
+    try:
+        with Store.open_or_create(run_dir / "store") as store, Screen(console, f"{run.run}  ({run_dir})") as screen:
+            await pool.start()
+            context = Context(run, specs, run_dir, state, checkpoints, store, metrics, screen)
+            if state.stage == 0:
+                await make_logs(context, pool)
+                state.stage = 1
+                checkpoints.commit(state, None)
+            await _stages(context, pool)
+            return summarize_run(context)
+    finally:
+        await pool.close()
+        metrics.close()
+
+
+def begin(run: RunFile, run_dir: Path, checkpoints: Checkpoints) -> RunState:
+    """The state to go on from: of the last checkpoint, as a new incarnation, or of nothing."""
+    run_hash = meaning(run.model_dump(mode="json"))
+    checkpoints.sweep()
+    found = checkpoints.latest()
+    if found is None:
+        return RunState(run_hash=run_hash, threads=run.engine.threads or torch.get_num_threads())
+    state = found[0]
+    check_same_run(state, run_hash, run_dir)
+    state.incarnation += 1
+    return state
+
+
+async def _stages(context: Context, pool: WorkerPool) -> None:
+    trainee, engine = await _learner(context, pool)
+    names = ["untrained", *(name for name, _ in context.run.named_stages())]
+    async with trainee.rollouts:
+        require(engine, NEEDS_FOR_TRAINING, what="training")
+        await trainee.publish()
+        while trainee.state.stage <= len(names):
+            index = trainee.state.stage - 1
+            await _stage(trainee, names, index)
+            trainee.state.stage, trainee.state.step, trainee.state.history = index + 2, 0, []
+            trainee.commit()
+    trainee.client.close()
+
+
+async def _stage(trainee: Trainee, names: list[str], index: int) -> None:
+    """Train, save and evaluate one stage's policy."""
+    name = names[index]
+    if index > 0:
+        settings = trainee.run.stages[index - 1].settings
+        if trainee.state.step == 0:
+            begin_from = getattr(settings, "from_", None) or names[index - 1]
+            await done(trainee.client.load_weights(trainee.run_dir / "policies" / begin_from))
+        if isinstance(settings, Imitation):
+            await imitate(trainee, name, settings)
+        elif isinstance(settings, Offline):
+            await improve(trainee, name, settings)
+        elif isinstance(settings, Online):
+            await improve_online(trainee, name, settings, lambda step: curve_point(trainee, name, step))
+    await trainee.publish()
+    await _save(trainee, name)
+    with timed(trainee.state.wall_s, "eval"):
+        await evaluate_policy(trainee, name)
+
+
+async def _save(trainee: Trainee, name: str) -> None:
+    published = await done(trainee.client.publish())
+    client = trainee.client
+    assert isinstance(client, LocalClient)
+    save_policy(trainee.run_dir / "policies" / name, client.model, trainee.tokenizer, about(trainee, name, published.version))
+
+
+def about(trainee: Trainee, name: str, version: PolicyVersion) -> dict[str, Any]:
+    """`envfarm.json` of a saved policy: enough to act and to be evaluated again, episode for episode."""
+    run = trainee.run
+    return {
+        "envfarm": 1, "run": run.run, "stage": name, "seed": run.seed, "renderer": trainee.renderer.name,
+        "version": {"policy": version.policy, "number": version.number, "checksum": version.checksum},
+        "sampling": run.sampling.model_dump(),
+        "context": run.engine.context,
+        "evaluation": {
+            "stage": f"eval/{name}", "splits": {s: run.evaluate.count(s) for s in run.evaluate.splits},
+            "temperature": run.evaluate.temperature,
+            "environments": [e.model_dump(mode="json") for e in run.environments],
+        },
+    }  # fmt: skip
+
+
+async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]:
+    """The model with its tokenizer, its trainer and its engine; from the checkpoint where there is one."""
+    run, state = context.run, context.state
+    entry = run.policies[run.learner]
+    folder = context.run_dir / "tokenizer"
+    if not is_fresh(entry):
+        folder = Path(str(entry.model))
+    elif not (folder / "tokenizer.json").exists():
+        train_tokenizer(entry, context.store.episodes(stage="logs", ok=True)).save(folder)
+    tokenizer = load_tokenizer(folder)
+    renderer = make_renderer(entry, tokenizer)
+    state.tokenizer_hash = tokenizer.hash
+    context.store.bind(tokenizer_hash=tokenizer.hash, template_hash=renderer.template_hash)
+    model = make_model(entry, tokenizer, run.seed)
+    client = LocalClient(model, policy=run.learner, incarnation=state.incarnation, threads=state.threads)
+    found = context.checkpoints.latest()
+    if found is not None and state.checksum:
+        await done(client.load_state(found[1]))
+    version = (await done(client.publish())).version
+    engine = _engine(run, model, version)
+    policies: dict[str, Policy] = {**run.scripted_policies(), run.learner: EnginePolicy(version, engine, renderer)}
+    rollouts = Rollouts(run.plan(context.specs), pool, policies, context.store)
+    parts = {f: getattr(context, f) for f in context.__dataclass_fields__}
+    return Trainee(**parts, client=client, rollouts=rollouts, renderer=renderer, tokenizer=tokenizer), engine
+
+
+def _engine(run: RunFile, model: Any, version: PolicyVersion) -> Engine:
+    """The run's engine, serving the learner. It is started later, by `Rollouts`."""
+    module, name = ENGINES[run.engine.kind].split(":")
+    make = getattr(import_module(module), name)
+    return make(
+        {run.learner: model}, threads=run.engine.threads, max_in_flight=run.engine.max_in_flight,
+        context=run.engine.context, versions={run.learner: version},
+    )  # fmt: skip
