@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from envfarm.gym_ids import register_when_imported
 
 if TYPE_CHECKING:
+    from envfarm.aec import AECEnv
     from envfarm.blocks import Code, Fields, Image, Output, Table, Text
     from envfarm.env import Env
     from envfarm.registry import Registry, default_registry, make, make_scene
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "envfarm.aec": ("AECEnv",),
     "envfarm.blocks": ("Code", "Fields", "Image", "Output", "Table", "Text"),
     "envfarm.env": ("Env",),
     "envfarm.registry": ("Registry", "default_registry", "make", "make_scene"),
@@ -38,7 +40,7 @@ _WHERE = {
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
-    "Code", "Env", "EnvSpec", "Fields", "Image", "Instance", "Output", "Registry", "Table", "Text", "ToolCall",
+    "AECEnv", "Code", "Env", "EnvSpec", "Fields", "Image", "Instance", "Output", "Registry", "Table", "Text", "ToolCall",
     "ToolError", "default_registry", "load_spec", "local_session", "make", "make_scene", "sample", "tool",
 ]  # fmt: skip
 

@@ -76,7 +76,7 @@ class AECEnv(Scene, pettingzoo.AECEnv):
         self._cumulative_rewards, self._skip_agent_selection = dict.fromkeys(self.agents, 0.0), None
         self._follow(self._session.reset(instance))
 
-    def step(self, action: Action | None) -> None:  # type: ignore[override]
+    def step(self, action: Action | None) -> None:
         """One action of `agent_selection`; None from a role whose episode is over."""
         agent = self.agent_selection
         if self.terminations[agent] or self.truncations[agent]:
@@ -98,7 +98,7 @@ class AECEnv(Scene, pettingzoo.AECEnv):
         padded[: len(data)] = data
         return {"observation": padded, "text": text}
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         return self._shown.text if self.render_mode == "ansi" else None
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +49,7 @@ class _Waiting(MetaPathFinder):
         if name != _AWAITED:
             return None
         sys.meta_path.remove(self)
-        found = PathFinder.find_spec(name, path, target)
+        found = find_spec(name)
         if found is not None and found.loader is not None:
             found.loader = _Registering(found.loader)
         return found

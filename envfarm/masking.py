@@ -4,8 +4,9 @@
 
     process ids         job notes (`[1] 4711`), killed jobs' notes, `ps` and `top` columns, and every whole number of a
                         command that mentions `$$`, `$!`, `$PPID` or `$BASHPID`
-    times and dates     ISO times, and ISO dates alone where the command names `date`, `ls`, `stat` and the like; the styles of `ls -l`, `date`, `stat` and HTTP; clock times `12:34:56`; epochs
-                        of ten digits with this century's look, whole or with a fraction; what `time` measured
+    times and dates     ISO times; ISO dates alone where the command names `date`, `ls`, `stat` or the like; the styles of
+                        `ls -l`, `date`, `stat` and HTTP; clock times `12:34:56`; epochs of ten digits with this
+                        century's look, whole or with a fraction; what `time` measured
     inodes, devices     lines of `stat`, first column of `ls -i`
     directory sizes     the size in `ls -l` lines that begin with `d`, and `total N`
     kernel name         what `uname` or `/proc/version` print
@@ -27,7 +28,12 @@ _CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
 _ALWAYS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("<size>", re.compile(r"(?m)^d[rwxsStT-]{9}[.+]?\s+\d+\s+\S+\s+\S+\s+(?P<it>\d+)(?=\s)")),
     ("<size>", re.compile(r"(?m)^total (?P<it>\d+(?:\.\d+)?[KMG]?)$")),
-    ("<time>", re.compile(rf"{_DAY},? (?:{_MONTH} +\d{{1,2}}|\d{{1,2}} {_MONTH})(?: \d{{4}})? {_CLOCK}(?: [AP]M)? [A-Z]{{3}}(?: \d{{4}})?")),
+    (
+        "<time>",
+        re.compile(
+            rf"{_DAY},? (?:{_MONTH} +\d{{1,2}}|\d{{1,2}} {_MONTH})(?: \d{{4}})? {_CLOCK}(?: [AP]M)? [A-Z]{{3}}(?: \d{{4}})?"
+        ),
+    ),
     ("<time>", re.compile(rf"\b{_MONTH} +\d{{1,2}} +(?:{_CLOCK}|\d{{4}})(?=\s)")),
     ("<time>", re.compile(r"\b\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?: ?[+-]\d{2}:?\d{2}|Z)?(?![\w-])")),
     ("<time>", re.compile(r"(?<![\w:.])\d{1,2}:\d{2}:\d{2}(?:\.\d+)?(?![\w:])")),
@@ -44,7 +50,9 @@ _PROCESS_LIST = re.compile(r"(?:^|[\s;|&(])(?:ps|top|pgrep|pidof|pstree|jobs)\b"
 _INODES = re.compile(r"\bls\s+(?:\S+\s+)*-\w*i|\b-inum\b|%i\b")
 _KERNEL = re.compile(r"\buname\b|/proc/version\b|platform\.|os\.uname")
 _KERNEL_NAME = re.compile(r"Linux(?: version)? .*|\b\d+\.\d+\.\d+\S*-\S+|#\d+ SMP .*")
-_UNSORTED = re.compile(r"\bfind\b|\bls\s+(?:\S+\s+)*-\w*[Uf]|\bdu\b|\bgrep\s+(?:\S+\s+)*(?:-\w*[rR]|--recursive)|\bos\.(?:listdir|scandir|walk)\b")
+_UNSORTED = re.compile(
+    r"\bfind\b|\bls\s+(?:\S+\s+)*-\w*[Uf]|\bdu\b|\bgrep\s+(?:\S+\s+)*(?:-\w*[rR]|--recursive)|\bos\.(?:listdir|scandir|walk)\b"
+)
 _CLOCK_COMMAND = re.compile(r"\b(?:date|stat|touch|ls|find|tar|printf|python3?)\b")
 _DATE_ALONE = re.compile(r"(?<![\w-])\d{4}-\d{2}-\d{2}(?![\w-])")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
@@ -73,7 +81,7 @@ def mask(command: str, text: str) -> tuple[str, int]:
     if _CLOCK_COMMAND.search(command):
         rules.append(("<time>", _DATE_ALONE))
     if _INODES.search(command):
-        rules.append(("<inode>", re.compile(r"(?m)^ *(?P<it>\d+)(?= )")))
+        rules.append(("<inode>", re.compile(r"(?m)^(?P<it> *\d+)(?= )")))
     if _KERNEL.search(command):
         rules.append(("<kernel>", _KERNEL_NAME))
     for name, pattern in rules:

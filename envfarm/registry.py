@@ -76,10 +76,10 @@ class Registry:
         """
         text = str(id_or_file)
         path = Path(id_or_file)
-        if isinstance(id_or_file, str) and (text in self.files or self._versions(text)):
-            return self._load(self.files[self._resolve(text)])
         if path.suffix in _YAML or path.is_file():
             return self._load(path)
+        if text in self.files or self._versions(text):
+            return self._load(self.files[self._resolve(text)])
         if path.is_dir():
             return self._load(_only_yaml(path))
         return self._load(self.files[self._resolve(text)])

@@ -22,7 +22,8 @@ from envfarm.errors import UserError, did_you_mean
 from envfarm.seeding import stable_hash
 
 __all__ = [
-    "Axis", "EnvSpec", "Instance", "Limits", "Reward", "Role", "RowsFile", "Sandbox", "Split", "TaskCheck", "TaskSpec", "load_spec", "sample",
+    "Axis", "EnvSpec", "Instance", "Limits", "Reward", "Role", "RowsFile", "Sandbox", "Split", "TaskCheck", "TaskSpec",
+    "load_spec", "sample",
 ]  # fmt: skip
 
 

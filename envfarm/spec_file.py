@@ -43,23 +43,21 @@ def _bytes(value: Any) -> int:
     return value
 
 
-Size = Annotated[
-    int,
-    pydantic.BeforeValidator(_bytes),
-    pydantic.WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([KMG]i?B|B)$"}]}),
-]  # fmt: skip
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([KMG]i?B|B)$"}]}
+Size = Annotated[int, pydantic.BeforeValidator(_bytes), pydantic.WithJsonSchema(_SIZE_SCHEMA)]
 Plain = str | bool | int | float
 _SCALAR_OR_LIST = {"anyOf": [{"type": ["string", "number", "boolean"]}, {"type": "array", "minItems": 1}]}
 Narrowing = Annotated[dict[str, Any], pydantic.WithJsonSchema({"type": "object", "additionalProperties": _SCALAR_OR_LIST})]
 """Axis -> bounds, subset or pinned value."""
 
 _PAIR = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+_NUMBER = {"type": "number"}
 _BELL = {
     "type": "object",
-    "properties": {"mu": {"type": "number"}, "sigma": {"type": "number", "exclusiveMinimum": 0}, "min": {"type": "number"}, "max": {"type": "number"}},
+    "properties": {"mu": _NUMBER, "sigma": {"type": "number", "exclusiveMinimum": 0}, "min": _NUMBER, "max": _NUMBER},
     "required": ["mu", "sigma"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     "choice": {"type": "array", "minItems": 1},
     "weighted": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
@@ -88,7 +86,7 @@ ChannelFile = Annotated[Any, pydantic.WithJsonSchema(_distribution_schema())]
 
 
 class Seeds(FileModel):
-    start: int = Field(0, ge=0)
+    start: int = Field(default=0, ge=0)
     count: int = Field(ge=1)
 
 
@@ -112,7 +110,7 @@ class RoleFile(FileModel):
 class CheckFile(FileModel):
     """Exactly one of the three."""
 
-    same_as_solution: list[str] | None = Field(None, min_length=1)
+    same_as_solution: list[str] | None = Field(default=None, min_length=1)
     script: str | None = None
     expr: str | None = None
 
@@ -121,10 +119,9 @@ class TaskFile(FileModel):
     prompt: str
     files: dict[str, str] = {}
     setup: str | None = None
-    tools: list[str] = Field(["shell"], min_length=1)
+    tools: list[str] = Field(default=["shell"], min_length=1)
     artifacts: list[str] = [WORKDIR]
     solution: str | None = None
-    noise: str | None = None
     noise: str | None = None
     check: CheckFile
 
@@ -132,18 +129,18 @@ class TaskFile(FileModel):
 class SandboxFile(FileModel):
     box: bool = False
     image: str = "envfarm/base"
-    cpu: float = Field(1.0, gt=0)
+    cpu: float = Field(default=1.0, gt=0)
     memory: Size = 512 << 20
-    pids: int = Field(64, ge=1)
+    pids: int = Field(default=64, ge=1)
     disk: Size = 256 << 20
     network: Literal["none", "loopback"] = "none"
 
 
 class LimitsFile(FileModel):
-    turns: int = Field(20, ge=1)
-    exec_cpu_s: float = Field(5.0, gt=0)
-    exec_timeout_s: float = Field(20.0, gt=0)
-    episode_timeout_s: float = Field(300.0, gt=0)
+    turns: int = Field(default=20, ge=1)
+    exec_cpu_s: float = Field(default=5.0, gt=0)
+    exec_timeout_s: float = Field(default=20.0, gt=0)
+    episode_timeout_s: float = Field(default=300.0, gt=0)
 
 
 class RewardFile(FileModel):

@@ -38,8 +38,7 @@ async def run_hidden(
         try:
             await _place(box, artifacts)
             await _place(box, files or {})
-            for data in group:
-                results.append(await box.exec(f"cd {WORKDIR} && {{ {command}\n}}", stdin=data))
+            results += [await box.exec(f"cd {WORKDIR} && {{ {command}\n}}", stdin=data) for data in group]
         finally:
             await box.stop()
     return results

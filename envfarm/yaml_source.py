@@ -44,7 +44,7 @@ def parse_model(source: Source, model: type[M], error: type[UserError] = SpecErr
     try:
         return model.model_validate_json(json.dumps(_string_keys(source.data)), strict=True)
     except pydantic.ValidationError as problem:
-        located = [_explain(source, model, detail) for detail in problem.errors(include_url=False)]
+        located = [_explain(source, model, detail) for detail in _likely(source, problem.errors(include_url=False))]
     place, message = min(located, key=lambda item: (item[0].line, item[0].column))
     raise error(message, place)
 
@@ -91,6 +91,19 @@ def _real_path(source: Source, loc: tuple[Any, ...]) -> tuple[Any, ...]:
             here = here[part]
             path.append(part)
     return tuple(path)
+
+
+def _likely(source: Source, details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without the complaints of union members that were not meant: where one member takes issue with the inside of a
+    value, another one's "not of my type" says nothing."""
+    paths = [_real_path(source, d["loc"]) for d in details]
+    inside = [p for p, d in zip(paths, details, strict=True) if not d["type"].endswith("_type")]
+    kept = [
+        d
+        for p, d in zip(paths, details, strict=True)
+        if not d["type"].endswith("_type") or not any(other[: len(p)] == p for other in inside)
+    ]
+    return kept or details
 
 
 def _explain(source: Source, model: type[pydantic.BaseModel], detail: ErrorDetails) -> tuple[Location, str]:

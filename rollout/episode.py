@@ -18,7 +18,7 @@ from envfarm.session import Turn
 from envfarm.tools import ToolCall
 from rollout.policies import AsyncSession, Moment, Policy, Reply
 from rollout.recorder import Recorder
-from rollout.types import Episode, RewardEntry, SamplingParams, Step, StopReason
+from rollout.types import Episode, Message, RewardEntry, SamplingParams, Step, StopReason
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,15 @@ async def _play(
     episode.tools = [tool.as_mcp() for tool in turn.tools]
     taken = dict.fromkeys(policies, 0)
     sampled = dict.fromkeys(policies, 0)
+    messages: dict[str, list[Message]] = {role: [] for role in policies}
     _note(episode, turn, taken)
     while not turn.over:
         role = turn.role
         moment = Moment(
             session=session, recorder=recorder, role=role, turn=turn, number=taken[role],
             seed=reply_seed(terms, episode.member, role, taken[role]), sampling=terms.sampling,
-            tools=episode.tools, episode_id=episode.id, used_tokens=sampled[role], token_budget=terms.token_budget,
+            tools=episode.tools, episode_id=episode.id, messages=messages[role], used_tokens=sampled[role],
+            token_budget=terms.token_budget,
         )  # fmt: skip
         reply = await clock.policy(policies[role].reply(moment))
         sampled[role] += reply.sampled_tokens

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import msgspec
+
 from envfarm.errors import InfraError
 from envfarm.seeding import derive_seed, stable_hash
 from envfarm.session import Turn
 from envfarm.tools import Action, ToolCall
-from rollout.engines.base import Engine
+from rollout.engines.base import Engine, Generation
 from rollout.recorder import Conversation, Recorder
 from rollout.renderers.base import Renderer
+from rollout.renderers.pieces import read_calls
 from rollout.types import Message, PolicyVersion, SamplingParams, StopReason
 
 MALFORMED_CALL = "malformed"
@@ -49,6 +52,7 @@ class Moment:
     sampling: SamplingParams
     tools: Sequence[Mapping[str, Any]] = ()
     episode_id: str = ""
+    messages: list[Message] = field(default_factory=list)  # of this seat so far, for policies without tokens
     used_tokens: int = 0  # sampled by this seat so far
     token_budget: int = 0  # of the episode and seat; 0 is none
 
@@ -64,10 +68,21 @@ class Reply:
 
 
 class Policy(Protocol):
-    version: PolicyVersion
+    @property
+    def version(self) -> PolicyVersion: ...
 
     async def reply(self, moment: Moment) -> Reply:
         """Raises: InfraError where the engine died, EpisodeErrors of the session that it asks."""
+        ...
+
+
+class ChatEngine(Engine, Protocol):
+    """An engine without token ids: messages in, text out (`rollout.engines.openai`)."""
+
+    async def chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams, *, policy: str = ""
+    ) -> Generation:
+        """Raises: UserError where the server refuses, InfraError where it fails."""
         ...
 
 
@@ -156,6 +171,26 @@ class EnginePolicy:
 
     def _over_budget(self, moment: Moment, count: int) -> bool:
         return bool(moment.token_budget) and moment.used_tokens + count >= moment.token_budget
+
+
+@dataclass
+class ChatPolicy:
+    """A model behind a server that takes messages and gives text: it can be evaluated, and leaves no tokens to train on."""
+
+    version: PolicyVersion
+    engine: ChatEngine
+
+    async def reply(self, moment: Moment) -> Reply:
+        said_before = moment.messages[-1:]
+        called = bool(said_before) and bool(said_before[0].tool_calls)
+        moment.messages.append(Message(role="tool" if called else "user", content=moment.turn.text))
+        sampling = msgspec.structs.replace(moment.sampling, seed=moment.seed)
+        generation = await self.engine.chat(moment.messages, moment.tools, sampling, policy=self.version.policy)
+        content, calls, readable = read_calls(generation.text)
+        moment.messages.append(Message(role="assistant", content=content, tool_calls=calls))
+        if generation.finish == "length":
+            return Reply(content, stop=StopReason.TOKEN_LIMIT)
+        return Reply(content, _action(moment.messages[-1], readable))
 
 
 def _observation(talk: Conversation, turn: Turn) -> Message:

@@ -10,8 +10,9 @@ The trainer's `RunFile` is a subclass with the upper half. Shapes are checked by
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -54,9 +55,9 @@ class EngineEntry(FileModel):
     max_in_flight: int = Field(default=64, ge=1)
     threads: int | None = Field(default=None, ge=1)
     context: int | None = Field(default=None, ge=1)  # tokens
-    url: str | None = None  # of a server
+    base_url: str | None = None  # of a server, up to before `/chat/completions`
     model: str | None = None  # as the server calls it
-    key_variable: str | None = None  # environment variable that holds the server's key
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the server's key
 
 
 class ModelInit(FileModel):
@@ -65,12 +66,27 @@ class ModelInit(FileModel):
     init: dict[str, Any]
 
 
+def _named_or_spelled(value: Any) -> str:
+    """Which member of a union a value is meant to be, so that errors are about that one."""
+    return "spelled" if isinstance(value, (dict, pydantic.BaseModel)) else "named"
+
+
+Model = Annotated[
+    Annotated[str, pydantic.Tag("named")] | Annotated[ModelInit, pydantic.Tag("spelled")],
+    pydantic.Discriminator(_named_or_spelled),
+]
+Scripted = Annotated[
+    Annotated[Literal["oracle", "null", "random"], pydantic.Tag("named")] | Annotated[OracleScript, pydantic.Tag("spelled")],
+    pydantic.Discriminator(_named_or_spelled),
+]
+
+
 class PolicyEntry(FileModel):
     """Exactly one of `model`, `scripted`, `version`, `engine` says what acts."""
 
-    model: str | ModelInit | None = None
+    model: Model | None = None
     trainable: bool = False
-    scripted: Literal["oracle", "null", "random"] | OracleScript | None = None
+    scripted: Scripted | None = None
     version: str | None = None
     engine: EngineEntry | None = None
     renderer: str | None = None
@@ -175,10 +191,15 @@ def script_of(name: str, scripted: str | OracleScript) -> ScriptedPolicy:
 
 M = TypeVar("M", bound=RolloutFile)
 
+UPPER_HALF = frozenset({"stages", "evaluate"})
+"""Keys that the trainer's run file adds. A plain rollout reads past them, so that one file serves both."""
+
 
 def read_run(path: str | Path, model: type[M]) -> tuple[M, Source]:
     """Raises: RunFileError with file:line:column."""
     source = read_yaml(str(path), RunFileError)
+    if model is RolloutFile and isinstance(source.data, dict):
+        source = replace(source, data={k: v for k, v in source.data.items() if k not in UPPER_HALF})
     return parse_model(source, model, RunFileError), source
 
 
@@ -236,9 +257,10 @@ def _check_seats(run: RolloutFile, source: Source, specs: Mapping[str, EnvSpec])
         try:
             run.seats_of(spec)
         except ValueError as error:
-            free = [r for r in spec.roles if r not in run.seats.get(spec.id, {})] or ["self"]
+            given = run.seats.get(spec.id, {})
+            free = next(r for r in spec.roles if given.get(r, SELF) == SELF)
             raise RunFileError(
-                f"{spec.id}: the seat {free[0]!r} has no policy: {error} Name one under `seats`, or make one `trainable`",
+                f"{spec.id}: the seat {free!r} has no policy: {error} Name one under `seats`, or make one `trainable`",
                 source.at("seats", spec.id) if spec.id in run.seats else source.at("policies"),
             ) from error
     for name, entry in run.policies.items():

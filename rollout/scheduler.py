@@ -21,7 +21,7 @@ import msgspec
 from envfarm.errors import EpisodeError, RunHaltedError
 from envfarm.spec import EnvSpec, Instance
 from rollout.episode import Terms, run_episode
-from rollout.policies import AsyncSession, EnginePolicy, Policy
+from rollout.policies import AsyncSession, ChatPolicy, EnginePolicy, Policy
 from rollout.types import Episode, Group, PolicyVersion, SamplingParams, StopReason
 
 MIN_ERRORS_TO_HALT = 8
@@ -230,7 +230,7 @@ class Rollouts:
                 )
 
     def _engines(self) -> list[Any]:
-        found = {id(p.engine): p.engine for p in self.policies.values() if isinstance(p, EnginePolicy)}
+        found = {id(p.engine): p.engine for p in self.policies.values() if isinstance(p, (EnginePolicy, ChatPolicy))}
         return list(found.values())
 
 

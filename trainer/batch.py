@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -41,33 +42,36 @@ class Datum:
 
 
 def datum(
-    token_ids: Sequence[int],
-    mask: Sequence[bool],
+    token_ids: ArrayLike,
+    mask: ArrayLike,
     *,
     weight: float = 1.0,
-    logprobs: Sequence[float] | None = None,
+    logprobs: ArrayLike | None = None,
     advantage: float | None = None,
-    temperature: Sequence[float] | None = None,
+    temperature: ArrayLike | None = None,
 ) -> Datum:
     """A row of n tokens as n - 1 predictions; what `mask` marks is trained with `weight`.
 
     The first token predicts nothing and is never trained. Raises: ValueError where lengths differ or nothing remains.
     """
-    for name, values in (("mask", mask), ("logprobs", logprobs), ("temperature", temperature)):
-        if values is not None and len(values) != len(token_ids):
-            raise ValueError(f"{name} has {len(values)} entries for {len(token_ids)} tokens")
-    if len(token_ids) < 2:
-        raise ValueError(f"a row of {len(token_ids)} token(s) predicts nothing")
     ids = np.asarray(token_ids, dtype=np.int64)
-    chosen = np.asarray(mask[1:], dtype=bool)
-    shifted = None if logprobs is None else np.asarray(logprobs[1:], dtype=np.float32)
+    if len(ids) < 2:
+        raise ValueError(f"a row of {len(ids)} token(s) predicts nothing")
+
+    def shifted(name: str, values: ArrayLike, dtype: type) -> np.ndarray:
+        array: np.ndarray = np.asarray(values, dtype=dtype)
+        if len(array) != len(ids):
+            raise ValueError(f"{name} has {len(array)} entries for {len(ids)} tokens")
+        return array[1:]
+
+    chosen = shifted("mask", mask, bool)
     return Datum(
         tokens=ids[:-1],
         targets=ids[1:],
         weights=np.where(chosen, np.float32(weight), np.float32(0)).astype(np.float32),
-        logprobs=shifted,
+        logprobs=None if logprobs is None else shifted("logprobs", logprobs, np.float32),
         advantages=None if advantage is None else np.where(chosen, np.float32(advantage), np.float32(0)),
-        temperature=None if temperature is None else np.asarray(temperature[1:], dtype=np.float32),
+        temperature=None if temperature is None else shifted("temperature", temperature, np.float32),
     )
 
 

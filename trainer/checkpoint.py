@@ -127,6 +127,14 @@ class Checkpoints:
         return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir()) if self.folder.is_dir() else []
 
 
+def next_incarnation(run_dir: Path) -> int:
+    """How often this run was started before; counted on disk at once, so that no two starts share a number."""
+    path = run_dir / "incarnation"
+    count = int(path.read_text()) if path.exists() else 0
+    write_atomically(path, f"{count + 1}\n".encode())
+    return count
+
+
 def check_same_run(state: RunState, run_hash: str, run_dir: Path) -> None:
     """Raises: RunFileError where the directory belongs to another run file."""
     if state.run_hash != run_hash:

@@ -78,6 +78,12 @@ class TrainingClient(Protocol):
         """Back to what `save_state` wrote; returns the weights' checksum. Raises: StoreError where a file is damaged."""
         ...
 
+    def load_weights(self, folder: Path) -> Future[str]:
+        """The weights of a saved policy; the optimizer begins anew, the count of steps goes on. Returns the checksum.
+
+        Raises: UserError where the folder is missing or damaged, ValueError where the weights do not fit."""
+        ...
+
     def publish(self, kind: Literal["full", "lora"] = "full") -> Future[Published]:
         """The weights as they are now, copied, under a version that is never used again."""
         ...

@@ -15,6 +15,7 @@ from envfarm.spec import EnvSpec
 from rollout.renderers.base import Renderer
 from rollout.scheduler import Rollouts
 from rollout.store import Store
+from rollout.tokenizers import HFTokenizer
 from trainer.checkpoint import Checkpoints, RunState
 from trainer.client import AdamParams, TrainingClient
 from trainer.metrics import Metrics
@@ -43,6 +44,7 @@ class Trainee(Context):
     client: TrainingClient
     rollouts: Rollouts
     renderer: Renderer
+    tokenizer: HFTokenizer
 
     def commit(self) -> None:
         """Everything done so far is there after a kill."""
@@ -53,7 +55,6 @@ class Trainee(Context):
         published = await done(self.client.publish())
         self.state.number = published.version.number
         await self.rollouts.publish(published.version, published.state)
-
 
     def trained_seats(self) -> dict[str, list[str]]:
         """Environment -> the roles that the learner sits in."""

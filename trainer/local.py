@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envfarm.errors import CapabilityError, StoreError
-from rollout.engines.torch.checkpoint import checksum
+from rollout.engines.torch.checkpoint import checksum, load_state
 from rollout.engines.torch.model import Decoder
 from rollout.types import PolicyVersion
 from trainer.batch import Datum, MicroBatch, micro_batches
@@ -52,9 +52,10 @@ class LocalClient:
     ):
         """`max_tokens` bounds one micro-batch: memory, and rounding in the last bits. `threads` 0 is torch's count."""
         self.model, self.policy, self.incarnation, self.max_tokens = model, policy, incarnation, max_tokens
-        self.number = 0
+        self.number = 0  # steps since the weights were made: the version's number
+        self._since = 0  # steps since the optimizer began, for its bias correction
         self._names = [n for n, _ in model.named_parameters()]
-        self._weights = [p for _, p in model.named_parameters()]
+        self._weights: list[Tensor] = [p for _, p in model.named_parameters()]
         self._moments = {k: [torch.zeros_like(p) for p in self._weights] for k in ("m", "v")}
         self._gradients: list[Tensor] | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer")
@@ -74,6 +75,9 @@ class LocalClient:
 
     def load_state(self, path: Path) -> Future[str]:
         return self._pool.submit(self._load, path)
+
+    def load_weights(self, folder: Path) -> Future[str]:
+        return self._pool.submit(self._take, folder)
 
     def publish(self, kind: Literal["full", "lora"] = "full") -> Future[Published]:
         if kind != "full":
@@ -128,8 +132,8 @@ class LocalClient:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if params.grad_clip_norm > 0:
             torch._foreach_mul_(gradients, (params.grad_clip_norm / (norm + 1e-12)).clamp(max=1.0))
-        self.number += 1
-        adam_step(self._weights, gradients, self._moments["m"], self._moments["v"], self.number, params)
+        self.number, self._since = self.number + 1, self._since + 1
+        adam_step(self._weights, gradients, self._moments["m"], self._moments["v"], self._since, params)
         self._gradients = None
         return StepOutput(self.number, float(norm))
 
@@ -140,6 +144,14 @@ class LocalClient:
         state = self._state()
         return Published(PolicyVersion(self.policy, self.incarnation, self.number, checksum(state)), state)
 
+    @torch.no_grad()
+    def _take(self, folder: Path) -> str:
+        self.model.replace(load_state(folder))
+        for moments in self._moments.values():
+            torch._foreach_zero_(moments)
+        self._gradients, self._since = None, 0
+        return checksum(self._state())
+
     def _save(self, path: Path) -> str:
         path.mkdir(parents=True, exist_ok=True)
         state = self._state()
@@ -147,7 +159,7 @@ class LocalClient:
         moments = {f"{k}.{n}": t for k, ts in self._moments.items() for n, t in zip(self._names, ts, strict=True)}
         save_file(moments, path / _OPTIMIZER)
         digest = checksum(state)
-        (path / _STATE).write_text(json.dumps({"number": self.number, "checksum": digest}))
+        (path / _STATE).write_text(json.dumps({"number": self.number, "since": self._since, "checksum": digest}))
         return digest
 
     @torch.no_grad()
@@ -163,7 +175,7 @@ class LocalClient:
         for kind, tensors in self._moments.items():
             for name, tensor in zip(self._names, tensors, strict=True):
                 tensor.copy_(moments[f"{kind}.{name}"])
-        self.number, self._gradients = saved["number"], None
+        self.number, self._since, self._gradients = saved["number"], saved["since"], None
         return saved["checksum"]
 
 

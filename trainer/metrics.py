@@ -20,7 +20,11 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 class Metrics:
     def __init__(self, run_dir: Path):
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        path = run_dir / "metrics.jsonl"
+        torn = path.exists() and (data := path.read_bytes()) != b"" and not data.endswith(b"\n")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        if torn:  # a kill in the middle of a write; `read` skips the half line
+            self._file.write("\n")
         # The writer that torch.utils.tensorboard wraps; that module takes seconds to import.
         self._board = EventFileWriter(str(run_dir / "tensorboard"), flush_secs=10)
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from envfarm.errors import RunFileError
+from envfarm.errors import RunFileError, did_you_mean
 from envfarm.seeding import derive_seed
+from rollout.build import ABOUT, make_renderer
 from rollout.engines.torch.config import ModelConfig
 from rollout.engines.torch.model import Decoder
-from rollout.renderers.base import RENDERERS, Renderer
+from rollout.renderers.base import Renderer
 from rollout.run import ModelInit, PolicyEntry
 from rollout.tokenizers import BPETokenizer, HFTokenizer
 from rollout.types import Episode
@@ -37,7 +37,13 @@ def is_fresh(entry: PolicyEntry) -> bool:
 
 def fresh_config(entry: PolicyEntry, vocab: int | None = None) -> ModelConfig:
     """Raises: RunFileError on sizes that are unknown or make no decoder."""
-    sizes: dict[str, Any] = {**MODELS["tiny"], **(entry.model.init if isinstance(entry.model, ModelInit) else MODELS[str(entry.model)])}
+    given = entry.model.init if isinstance(entry.model, ModelInit) else MODELS[str(entry.model)]
+    unknown = [k for k in given if k not in ModelConfig.__struct_fields__]
+    if unknown:
+        known = ", ".join(ModelConfig.__struct_fields__)
+        hint = did_you_mean(unknown[0], ModelConfig.__struct_fields__)
+        raise RunFileError(f"model.init: unknown key {unknown[0]!r}{hint}; known: {known}")
+    sizes: dict[str, Any] = {**MODELS["tiny"], **given}
     if vocab is not None:
         sizes["vocab"] = vocab
     try:
@@ -59,9 +65,8 @@ def load_tokenizer(folder: Path) -> HFTokenizer:
     return HFTokenizer(folder)
 
 
-def make_renderer(entry: PolicyEntry, tokenizer: HFTokenizer) -> Renderer:
-    module, cls = RENDERERS[entry.renderer or ("compact" if is_fresh(entry) else "chatml")].split(":")
-    return getattr(import_module(module), cls)(tokenizer)
+def renderer_of(entry: PolicyEntry, tokenizer: HFTokenizer) -> Renderer:
+    return make_renderer(entry.renderer or ("compact" if is_fresh(entry) else "chatml"), tokenizer)
 
 
 def make_model(entry: PolicyEntry, tokenizer: HFTokenizer, seed: int) -> Decoder:
@@ -75,4 +80,4 @@ def save_policy(folder: Path, model: Decoder, tokenizer: HFTokenizer, about: dic
     """Every file appears whole or not at all; `envfarm.json` last."""
     model.save(folder)
     tokenizer.save(folder)
-    write_atomically(folder / "envfarm.json", (json.dumps(about, indent=1) + "\n").encode())
+    write_atomically(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())

@@ -50,7 +50,7 @@ async def collect(trainee: Trainee, name: str, settings: Online) -> Batch:
     for _ in range(settings.rounds):
         requests = draw_groups(
             run.choices(trainee.specs), seed=run.seed, stage=name, step=step, groups=count, size=settings.group,
-            sampling=run.sampling.params(), first=batch.drawn,
+            sampling=run.sampling.params(), split=settings.split, first=batch.drawn,
         )  # fmt: skip
         groups = await trainee.rollouts.run(requests)
         batch.extend(_batch_of(trainee, settings, groups), wanted)

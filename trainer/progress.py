@@ -20,11 +20,12 @@ class Screen:
     def __init__(self, console: Console, title: str):
         self.console, self.title = console, title
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=36), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=36), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
         )  # fmt: skip
         self._task: TaskID | None = None
-        self._name, self._unit, self._total, self._done, self._printed = "", "", 0.0, 0.0, 0.0
+        self._name, self._unit, self._total, self._done, self._printed = "", "", 0, 0, 0
         self._numbers: dict[str, float] = {}
         self._results: dict[str, dict[str, str]] = {}
         self._live = Live(self, console=console, refresh_per_second=4) if console.is_terminal else None
@@ -39,7 +40,7 @@ class Screen:
         if self._live is not None:
             self._live.__exit__(None, None, None)
 
-    def begin(self, name: str, total: float, unit: str, done: float = 0) -> None:
+    def begin(self, name: str, total: int, unit: str, done: int = 0) -> None:
         """A new bar takes the place of the one before."""
         if self._task is not None:
             self._bar.update(self._task, completed=self._total, visible=True)
@@ -48,9 +49,9 @@ class Screen:
         self._name, self._unit, self._total, self._done, self._printed = name, unit, total, done, done
         self._numbers = {}
         if self._live is None:
-            self.console.print(f"[{time.monotonic() - self._began:6.0f} s] {name}: {total:g} {unit}")
+            self.console.print(f"[{time.monotonic() - self._began:6.0f} s] {name}: {total} {unit}")
 
-    def advance(self, count: float = 1, **numbers: float) -> None:
+    def advance(self, count: int = 1, **numbers: float) -> None:
         assert self._task is not None, "begin first"
         self._done += count
         self._numbers |= numbers
@@ -59,7 +60,7 @@ class Screen:
         if self._live is None and self._done - self._printed >= self._total / _LINES_PER_BAR:
             self._printed = self._done
             self.console.print(
-                f"[{time.monotonic() - self._began:6.0f} s] {self._name}: {self._done:g}/{self._total:g} {self._unit}  {note}"
+                f"[{time.monotonic() - self._began:6.0f} s] {self._name}: {self._done}/{self._total} {self._unit}  {note}"
             )
 
     def end(self, text: str = "") -> None:

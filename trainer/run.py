@@ -1,26 +1,20 @@
 """The run file's upper half: stages, evaluation, the model that is trained. The lower half is `rollout.run`.
 
     run, source = read_run("run.yaml", RunFile)
-    specs = check(run, source, default_registry())
+    specs = check(run, source, default_registry())       # trainer.run_check
 
 Budgets are steps, episodes and tokens, never seconds: a slow machine takes longer and learns the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
-from envfarm.errors import RunFileError, did_you_mean
-from envfarm.registry import Registry
-from envfarm.spec import EnvSpec
-from envfarm.yaml_source import FileModel, Source
-from rollout.engines.base import ENGINES
-from rollout.renderers.base import RENDERERS
-from rollout.run import PolicyEntry, RolloutFile, resolve
+from envfarm.yaml_source import FileModel
+from rollout.run import PolicyEntry, RolloutFile
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -77,6 +71,7 @@ class Online(Optimizer):
     """Group-relative policy optimization on what the policy does now. `batch` counts episodes."""
 
     algorithm: Literal["grpo", "reinforce"] = "grpo"
+    split: str = "train"
     group: int = Field(8, ge=2)
     steps: Positive = 100
     from_: str | None = Field(None, alias="from")  # the stage whose policy it starts from; default: the one before
@@ -137,7 +132,7 @@ class RunFile(RolloutFile):
     """Everything that `envfarm train` needs to know."""
 
     stages: list[StageEntry] = Field(min_length=1)
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate = Field(default_factory=lambda: Evaluate.model_validate({}))
 
     def named_stages(self) -> list[tuple[str, StageEntry]]:
         """Stages with the names of their policies: the kind, `rl` for online, numbered where there are several."""
@@ -154,101 +149,3 @@ class RunFile(RolloutFile):
 
     def logging_policy(self, logs: LogsEntry) -> PolicyEntry:
         return self.policies[logs.policy] if isinstance(logs.policy, str) else logs.policy
-
-
-def check(run: RunFile, source: Source, registry: Registry) -> dict[str, EnvSpec]:
-    """The specs of the run. Raises: RunFileError with the place of what does not fit, CapabilityError."""
-    specs = resolve(run, source, registry)
-    for message, path in _problems(run, specs):
-        raise RunFileError(message, source.at(*path))
-    return specs
-
-
-def _problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    yield from _learner_problems(run)
-    yield from _stage_problems(run)
-    yield from _split_problems(run, specs)
-
-
-def _learner_problems(run: RunFile) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    trainable = [n for n, p in run.policies.items() if p.trainable]
-    if len(trainable) != 1:
-        found = ", ".join(trainable) or "none"
-        yield f"training needs exactly one policy with `trainable: true`; found {found}", ("policies",)
-    for name, entry in run.policies.items():
-        if entry.renderer is not None and entry.renderer not in RENDERERS:
-            hint = did_you_mean(entry.renderer, RENDERERS)
-            yield f"no renderer {entry.renderer!r}{hint}; there are: {', '.join(RENDERERS)}", ("policies", name, "renderer")
-        if entry.trainable and entry.engine is not None:
-            yield "the trainable policy plays on the run's own engine", ("policies", name, "engine")
-    if run.engine.kind not in ENGINES:
-        hint = did_you_mean(run.engine.kind, ENGINES)
-        yield f"no engine {run.engine.kind!r}{hint}; there are: {', '.join(ENGINES)}", ("engine", "kind")
-
-
-def _stage_problems(run: RunFile) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    known = ["untrained"]
-    logged = False
-    for index, (name, entry) in enumerate(run.named_stages()):
-        at = ("stages", index, entry.kind)
-        logs = entry.imitation.logs if entry.imitation else None
-        if logs is not None:
-            yield from _logs_problems(run, logs, (*at, "logs"))
-            if logged:
-                yield "the run has logs already; one set of logs serves all stages", (*at, "logs")
-            logged = True
-        if entry.kind in ("imitation", "offline") and not logged:
-            yield f"{entry.kind} needs logs: say `logs: {{policy: ..., episodes: ...}}` in the first imitation stage", at
-        if entry.online is not None:
-            begin = entry.online.from_
-            if begin is not None and begin not in known:
-                yield f"no stage {begin!r} before this one{did_you_mean(begin, known)}; there are: {', '.join(known)}", (*at, "from")
-            if entry.online.batch % entry.online.group:
-                yield f"batch ({entry.online.batch} episodes) must be a multiple of group ({entry.online.group})", (*at, "batch")
-            if run.sampling.top_p < 1 or run.sampling.temperature == 0:
-                yield (
-                    "online training samples from the whole distribution: with top_p below 1 or temperature 0 the "
-                    "recorded logprobs are not those of the policy that is trained"
-                ), ("sampling",)
-            if entry.online.group > run.engine.max_in_flight:
-                yield f"a group of {entry.online.group} does not fit into max_in_flight", ("engine", "max_in_flight")
-        known.append(name)
-
-
-def _logs_problems(run: RunFile, logs: LogsEntry, at: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    if isinstance(logs.policy, str) and logs.policy not in run.policies:
-        yield f"no policy {logs.policy!r}{did_you_mean(logs.policy, run.policies)}; there are: {', '.join(run.policies)}", (*at, "policy")
-        return
-    if run.logging_policy(logs).scripted is None:
-        yield "logs are played by a scripted policy, for example `{scripted: {oracle: {random: 0.35}}}`", (*at, "policy")
-
-
-def _split_problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    logs = run.logs
-    if logs is not None:
-        index = next(i for i, e in enumerate(run.stages) if e.imitation and e.imitation.logs)
-        yield from _trained_on(logs.split, specs, ("stages", index, "imitation", "logs", "split"))
-    for spec in specs.values():
-        if "train" not in spec.splits and any(e.online for e in run.stages):
-            yield f"{spec.id} has no split 'train'", ("environments",)
-    for index, split in enumerate(run.evaluate.splits):
-        for spec in specs.values():
-            if split not in spec.splits and split != "real":
-                hint = did_you_mean(split, spec.splits)
-                yield f"{spec.id} has no split {split!r}{hint}; it has: {', '.join(spec.splits)}", ("evaluate", "splits", index)
-    if isinstance(run.evaluate.episodes, dict):
-        for split in run.evaluate.splits:
-            if split not in run.evaluate.episodes:
-                yield f"evaluate.episodes says nothing of the split {split!r}", ("evaluate", "episodes")
-    for split in run.evaluate.curve:
-        if any(split not in spec.splits for spec in specs.values()):
-            yield f"no such split in every environment: {split!r}", ("evaluate", "curve", split)
-
-
-def _trained_on(split: str, specs: Mapping[str, EnvSpec], at: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    if split == "real":
-        yield "the split 'real' measures the gap and is never trained on; use 'train'", at
-    for spec in specs.values():
-        if split != "real" and split not in spec.splits:
-            hint = did_you_mean(split, spec.splits)
-            yield f"{spec.id} has no split {split!r}{hint}; it has: {', '.join(spec.splits)}", at

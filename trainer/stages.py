@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,27 @@ from rich.console import Console
 
 from envfarm.spec import EnvSpec
 from envfarm.worker.pool import WorkerPool
-from rollout.engines.base import ENGINES, NEEDS_FOR_TRAINING, Engine, require
+from rollout.build import engine_class
+from rollout.engines.base import NEEDS_FOR_TRAINING, Engine, require
 from rollout.policies import EnginePolicy, Policy
-from rollout.rows import rows_of
 from rollout.scheduler import Rollouts
 from rollout.store import Store
-from rollout.types import Episode, PolicyVersion
-from trainer.checkpoint import Checkpoints, RunLock, RunState, check_same_run, meaning
+from rollout.types import PolicyVersion
+from trainer.checkpoint import Checkpoints, RunLock, RunState, check_same_run, meaning, next_incarnation
 from trainer.context import Context, Trainee, done, timed
 from trainer.evaluation import curve_point, evaluate_policy
 from trainer.local import LocalClient
-from trainer.logs_stage import make_logs
+from trainer.logs_stage import logging_agent, make_logs
 from trainer.metrics import Metrics
-from trainer.models import is_fresh, load_tokenizer, make_model, make_renderer, save_policy, train_tokenizer
+from trainer.models import is_fresh, load_tokenizer, make_model, renderer_of, save_policy, train_tokenizer
 from trainer.offline import imitate, improve
 from trainer.online import improve_online
 from trainer.progress import Screen
 from trainer.run import Imitation, Offline, Online, RunFile
-from trainer.summary import summarize_run
+from trainer.summary import load_evaluation, summarize, write_summary
+
+INSTALL_SECONDS = "ENVFARM_INSTALL_S"
+"""Set by whoever installed us (`make demo`): seconds, for the summary."""
 
 
 def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console) -> dict[str, Any]:
@@ -76,11 +78,10 @@ def begin(run: RunFile, run_dir: Path, checkpoints: Checkpoints) -> RunState:
     run_hash = meaning(run.model_dump(mode="json"))
     checkpoints.sweep()
     found = checkpoints.latest()
-    if found is None:
-        return RunState(run_hash=run_hash, threads=run.engine.threads or torch.get_num_threads())
-    state = found[0]
+    fresh = RunState(run_hash=run_hash, threads=run.engine.threads or torch.get_num_threads())
+    state = fresh if found is None else found[0]
     check_same_run(state, run_hash, run_dir)
-    state.incarnation += 1
+    state.incarnation = next_incarnation(run_dir)
     return state
 
 
@@ -151,7 +152,7 @@ async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]
     elif not (folder / "tokenizer.json").exists():
         train_tokenizer(entry, context.store.episodes(stage="logs", ok=True)).save(folder)
     tokenizer = load_tokenizer(folder)
-    renderer = make_renderer(entry, tokenizer)
+    renderer = renderer_of(entry, tokenizer)
     state.tokenizer_hash = tokenizer.hash
     context.store.bind(tokenizer_hash=tokenizer.hash, template_hash=renderer.template_hash)
     model = make_model(entry, tokenizer, run.seed)
@@ -161,7 +162,8 @@ async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]
         await done(client.load_state(found[1]))
     version = (await done(client.publish())).version
     engine = _engine(run, model, version)
-    policies: dict[str, Policy] = {**run.scripted_policies(), run.learner: EnginePolicy(version, engine, renderer)}
+    policies: dict[str, Policy] = {**run.scripted_policies()}
+    policies[run.learner] = EnginePolicy(version, engine, renderer)
     rollouts = Rollouts(run.plan(context.specs), pool, policies, context.store)
     parts = {f: getattr(context, f) for f in context.__dataclass_fields__}
     return Trainee(**parts, client=client, rollouts=rollouts, renderer=renderer, tokenizer=tokenizer), engine
@@ -169,9 +171,32 @@ async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]
 
 def _engine(run: RunFile, model: Any, version: PolicyVersion) -> Engine:
     """The run's engine, serving the learner. It is started later, by `Rollouts`."""
-    module, name = ENGINES[run.engine.kind].split(":")
-    make = getattr(import_module(module), name)
-    return make(
+    return engine_class(run.engine.kind)(
         {run.learner: model}, threads=run.engine.threads, max_in_flight=run.engine.max_in_flight,
         context=run.engine.context, versions={run.learner: version},
     )  # fmt: skip
+
+
+def summarize_run(context: Context) -> dict[str, Any]:
+    """`summary.json`, from what stands on disk."""
+    names = ["untrained", *(name for name, _ in context.run.named_stages())]
+    found = {n: load_evaluation(context.run_dir, n) for n in names}
+    wall_s = context.state.wall_s
+    install = os.environ.get(INSTALL_SECONDS)
+    extra = {
+        "run": context.run.run,
+        "logging_agent": logging_agent(context),
+        "wall_s": {
+            "install": float(install) if install else None,
+            "train": sum(v for k, v in wall_s.items() if k != "eval"),
+            "eval": wall_s.get("eval", 0.0),
+            "parts": wall_s,
+        },
+        "counters": context.state.counters,
+        "incarnations": context.state.incarnation + 1,
+        "threads": context.state.threads,
+        "report": str(context.run_dir / "report.html"),
+    }
+    summary = summarize({n: e for n, e in found.items() if e is not None}, extra)
+    write_summary(context.run_dir, summary)
+    return summary

@@ -77,10 +77,17 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
     table = Table("environment", "split", *stages, title="By environment", title_justify="left")
     for env in envs:
         for split in splits:
-            cells = [text_of(row[split]["by_env"][env]) if env in row.get(split, {}).get("by_env", {}) else "" for row in stages.values()]
+            cells = [
+                text_of(row[split]["by_env"][env]) if env in row.get(split, {}).get("by_env", {}) else ""
+                for row in stages.values()
+            ]
             table.add_row(env, split, *cells)
     console.print(table)
     _show_paired(console, summary["paired"])
+    seconds = {k: v for k, v in summary["wall_s"].items() if isinstance(v, int | float)}
+    console.print("Wall time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
+    if summary.get("report"):
+        console.print(f"Report: {summary['report']}")
 
 
 def _show_paired(console: Console, differences: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from envfarm.box import Entry
 
@@ -50,8 +50,11 @@ class Tree:
         return parts[len(root) :] if parts[: len(root)] == root else None
 
     @contextmanager
-    def _parent(self, path: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
-        """The directory that holds `path`, open, and the last name in it ("" for the tree itself); links resolved."""
+    def _parent(self, path: str, *, create: bool = False, follow: bool = True) -> Iterator[tuple[int, str]]:
+        """The directory that holds `path`, open, and the last name in it ("" for the tree itself).
+
+        Links on the way are resolved, a link at the end only if `follow`; missing directories are made if `create`.
+        """
         todo = self.names(path)
         if todo is None:
             raise _refused(path, f"outside {self.mount}")
@@ -66,7 +69,7 @@ class Tree:
                         raise _refused(path, f"leaves {self.mount}")
                     os.close(stack.pop())
                     continue
-                target = _link_target(name, stack[-1])
+                target = _link_target(name, stack[-1]) if todo or follow else None
                 if target is not None:
                     links += 1
                     if links > _MAX_LINKS:
@@ -100,18 +103,16 @@ class Tree:
             return _read_regular(name, parent, path, max_bytes)
 
     def write(self, path: str, data: bytes, mode: int) -> None:
-        """See `Box.write`. An existing file is replaced, not written into: hard links elsewhere keep their content."""
-        with self._parent(path, create=True) as (parent, name):
+        """See `Box.write`. An existing file or link is replaced, not written into."""
+        with self._parent(path, create=True, follow=False) as (parent, name):
             if not name:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             _replace(name, parent, data, mode)
 
     def remove(self, name: str) -> None:
         """Unlink a name directly below the tree, where it is there."""
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.fd)
-        except FileNotFoundError:
-            pass
 
     @contextmanager
     def directory(self, path: str) -> Iterator[int]:
@@ -248,10 +249,8 @@ def _read_regular(name: str, parent: int, path: str, max_bytes: int) -> bytes:
 
 def _replace(name: str, parent: int, data: bytes, mode: int) -> None:
     """Unlink and create exclusively: nothing that the agent put there is written through. A failed write leaves no file."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=parent)
-    except FileNotFoundError:
-        pass
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
     try:
         os.fchmod(fd, mode)

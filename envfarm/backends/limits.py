@@ -26,7 +26,7 @@ from envfarm.backends import processes
 from envfarm.box import BoxSpec, LimitKind
 
 OURS = 3
-"""Processes of a box that are not the agent's: bwrap's monitor, the supervisor, the shell itself."""
+"""Processes of a box that are not the agent's, at most: bwrap's monitor, the supervisor, the shell itself."""
 
 _PREFIX = "box-"
 _counter = itertools.count()
@@ -44,7 +44,7 @@ class Meter(Protocol):
     kernel_counts: bool  # whether `counts` is told by the kernel
 
     def enter(self) -> list[str]:
-        """Files to write a `0` into, by the process itself, before it becomes the box."""
+        """Files to write a `0` into, by process 1 itself or one above it, before there is an agent's shell."""
         ...
 
     def adopt(self, pids: Iterable[int]) -> None:
@@ -117,11 +117,11 @@ class CgroupMeter:
 
     kernel_counts = True
 
-    def __init__(self, groups: "Groups", spec: BoxSpec):
+    def __init__(self, groups: Groups, spec: BoxSpec):
         name = f"{_PREFIX}{os.getpid()}-{processes.start_ticks(os.getpid())}-{next(_counter)}"
         self._groups = groups
         self._dirs = {c: parent / name for c, parent in groups.parents.items()}
-        self._baseline = b"%d" % OURS
+        self._baseline = b""
         for directory in dict.fromkeys(self._dirs.values()):
             directory.mkdir()
         for controller, file, value in groups.settings(spec):
@@ -136,7 +136,7 @@ class CgroupMeter:
         return [f"{d}/{self._groups.enter_file}" for d in dict.fromkeys(self._dirs.values())]
 
     def adopt(self, pids: Iterable[int]) -> None:
-        pass
+        self._baseline = self._baseline or os.pread(self._pids, 32, 0)
 
     def members(self) -> list[int]:
         with suppress(FileNotFoundError):
@@ -144,7 +144,7 @@ class CgroupMeter:
         return []
 
     def idle(self) -> bool:
-        return os.pread(self._pids, 32, 0).strip() == self._baseline
+        return os.pread(self._pids, 32, 0) == self._baseline
 
     def cpu_s(self) -> float:
         return self._groups.read_cpu_s(os.pread(self._cpu, 4096, 0))

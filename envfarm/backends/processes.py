@@ -6,10 +6,16 @@ Everything here reads `/proc` of the worker's own pid namespace, so it needs no 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+MANY = 512
+"""More members than this are not swept one by one."""
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -88,29 +94,46 @@ def anonymous_bytes(pids: Iterable[int]) -> int:
     return total * PAGE
 
 
+def prefer_to_end(pid: int) -> None:
+    """Out of memory, the kernel takes this process and its children before others (the supervisor, above all)."""
+    with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
+        file.write("500")
+
+
 def _signal(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie: some shells reap their children only at the next command."""
     fields = stat(pid)
     return fields is not None and fields[0] not in (b"Z", b"X")
 
 
-def end_all(members: Callable[[], Iterable[int]], spare: frozenset[int]) -> list[int]:
-    """Stop, then kill every member but those spared; returns whom it killed.
+def end_all(supervisor: int, members: Callable[[], Iterable[int]], spare: frozenset[int]) -> None:
+    """Stop, then kill every member but those spared.
 
     Stopping first is what beats a fork bomb: a stopped process neither forks nor frees its place for a sibling, so the
-    sweep meets no new process after as many rounds as the pids limit allows. Their zombies vanish when process 1 reaps them.
+    sweep meets no new process after as many rounds as the pids limit allows. Their zombies vanish when process 1 reaps
+    them. Where the kernel sets no such limit the bomb is faster than any sweep, and all but process 1 die at one stroke.
     """
     stopped: set[int] = set()
-    while fresh := {p for p in members() if p not in spare and p not in stopped and _alive(p)}:
+    while fresh := {p for p in members() if p not in spare and p not in stopped and alive(p)}:
+        if len(stopped) + len(fresh) > MANY and _end_namespace(supervisor):
+            return
         for pid in fresh:
             _signal(pid, signal.SIGSTOP)
         stopped |= fresh
     for pid in stopped:
         _signal(pid, signal.SIGKILL)
-    return sorted(stopped)
+
+
+def _end_namespace(supervisor: int) -> bool:
+    """`kill -9 -1` from inside the pid namespace: the kernel signals all of it while nothing can fork."""
+    nsenter = shutil.which("nsenter", path="/usr/bin:/bin")
+    if nsenter is None:
+        return False
+    user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+    command = [nsenter, "--target", str(supervisor), "--pid", *user, "--", "/bin/sh", "-c", "kill -9 -1"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0

@@ -30,7 +30,8 @@ _MASK_BYTES = 4096
 BUILT_IN = ("envfarm/base", "envfarm/python")
 
 ETC: dict[str, bytes] = {
-    "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/task:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n"
+    b"agent:x:1000:1000:agent:/task:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "/etc/group": b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n",
     "/etc/hosts": b"127.0.0.1 localhost box\n::1 localhost\n",
     "/etc/hostname": b"box\n",
@@ -151,10 +152,27 @@ def sizes(spec: BoxSpec) -> tuple[int, int]:
 
 
 def writable(spec: BoxSpec) -> list[str]:
-    """The mounts that are the same for every root, in the order that makes all else read-only at the end."""
+    """The mounts that are the same for every root, in the order that makes all else read-only at the end.
+
+    `/proc` is read-only too: where the worker is root, the box's user is root to the kernel's files (`/proc/sys`), whatever
+    its number inside.
+    """
     task, tmp = sizes(spec)
     return [
-        *("--proc", "/proc", "--dev", "/dev", "--size", str(_SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
+        *(
+            "--proc",
+            "/proc",
+            "--remount-ro",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--size",
+            str(_SHM_BYTES),
+            "--tmpfs",
+            "/dev/shm",
+            "--remount-ro",
+            "/dev",
+        ),
         *("--perms", "0755", "--size", str(task), "--tmpfs", WORKDIR),
         *("--perms", "1777", "--size", str(tmp), "--tmpfs", "/tmp"),
         *("--perms", "0755", "--size", str(_STDIN_BYTES), "--tmpfs", STDIN_DIR),

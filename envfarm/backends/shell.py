@@ -2,11 +2,12 @@
 
 The life of a command: its frame is sent; output is collected as it comes; the answer, or the end of the shell, arrives;
 leftovers are killed; what is still in the pipes is drained; the limits' counters say whether a limit explains it.
-A `Watch` looks at running commands every 50 ms for what the kernel does not enforce by itself: wall clock, CPU seconds of
+A `Watch` looks at running commands many times a second for what the kernel does not enforce by itself: wall clock, CPU seconds of
 the whole command and, without control groups, memory and processes.
 
 Rule for background processes: they live until the end of the command that started them.
-After a limit ended a command, or the agent ended its shell, the next one starts in the same directory with fresh variables.
+After a limit ended a command, or the agent ended its shell, the next one starts with fresh variables in the directory where
+the last command that came to its end had left it.
 """
 
 from __future__ import annotations
@@ -66,14 +67,15 @@ class Stream:
 class Watch:
     """One timer for all running commands of a backend; it rests while there are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, tick_s: float = TICK_S) -> None:
+        self._tick_s = tick_s
         self._shells: set[Shell] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, shell: Shell) -> None:
         self._shells.add(shell)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+            self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
 
     def discard(self, shell: Shell) -> None:
         self._shells.discard(shell)
@@ -82,7 +84,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         for shell in list(self._shells):
             shell.check(loop.time())
-        self._timer = loop.call_later(TICK_S, self._tick) if self._shells else None
+        self._timer = loop.call_later(self._tick_s, self._tick) if self._shells else None
 
 
 @dataclass
@@ -137,11 +139,12 @@ class Shell:
         return self._supervisor
 
     def _learn_shell(self) -> None:
-        shells = processes.children(self._supervisor)
+        shells = [p for p in processes.children(self._supervisor) if processes.alive(p)]
         if not shells:
             self.close("its first processes ended")
             self.require()
         self._pid = shells[0]
+        processes.prefer_to_end(self._pid)
         self._meter.adopt((self._supervisor, self._pid))
 
     def said(self) -> str:
@@ -225,17 +228,30 @@ class Shell:
             if self._meter.idle():
                 return
             self._end_processes(spare_shell=True)
-            await self._until(lambda: self._ended or self._meter.idle())
+            await self._until(lambda: self._ended or not self._others({self._pid}))
             if not self._ended:
+                await self._reaped()
                 return
         await self._renew()
 
     def _end_processes(self, *, spare_shell: bool) -> None:
         spare = {self._monitor, self._supervisor} | ({self._pid} if spare_shell else set())
-        processes.end_all(self._meter.members, frozenset(spare))
+        processes.end_all(self._supervisor, self._meter.members, frozenset(spare))
+
+    def _others(self, own: set[int]) -> list[int]:
+        """Living processes of the box beside its first ones and `own`."""
+        own = own | {self._monitor, self._supervisor}
+        return [p for p in self._meter.members() if p not in own and processes.alive(p)]
+
+    async def _reaped(self) -> None:
+        """Zombies are gone as soon as bash has seen them; dash looks only at its next command, which is not waited for."""
+        for _ in range(20):
+            if self._meter.idle():
+                return
+            await asyncio.sleep(0.0005)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Killed processes vanish when the supervisor has reaped them: mostly at once. Raises BoxDied where they do not."""
+        """Killed processes are gone in a moment, which is waited for here. Raises BoxDied where they do not."""
         until = self._loop.time() + _SETTLE_S
         while not holds():
             self.require()
@@ -246,7 +262,7 @@ class Shell:
     async def _renew(self) -> None:
         """A new shell in the old one's directory. Nothing else may live when it is forked, so that its pid is known."""
         self._end_processes(spare_shell=False)
-        await self._until(lambda: not processes.children(self._supervisor))
+        await self._until(lambda: not self._others(set()))
         self._ready = self._loop.create_future()
         self._ended = False
         await self._send(shell_loop.GO)
@@ -277,15 +293,15 @@ class Shell:
                 limit = "pids"
             elif cut_out or cut_err:
                 limit = "output"
-            elif limit is None:
-                limit = self._told(exit_code, stderr)
+            else:
+                limit = self._told(exit_code, stderr) or limit
         return ExecResult(exit_code=exit_code, stdout=stdout, stderr=stderr, limit=limit)
 
     def _told(self, exit_code: int, stderr: bytes) -> LimitKind | None:
         """Limits that the kernel answers with an error code: read from the words of those who got it."""
         if not self._meter.kernel_counts and b"fork: " in stderr and b"Resource temporarily unavailable" in stderr:
             return "pids"
-        if exit_code == 0:
+        if exit_code in (0, _KILLED):
             return None
         if b"No space left on device" in stderr:
             return "disk"
@@ -296,9 +312,7 @@ class Shell:
     def _last_words(self, running: Running) -> ExecResult:
         """The box ended under a command. Out of memory is the agent's doing; anything else stays a BoxDied."""
         if running.limit == "memory" or self._meter.counts().memory > running.before.memory:
-            return ExecResult(
-                exit_code=_KILLED, stdout=self._stdout.take()[0], stderr=self._stderr.take()[0], limit="memory"
-            )
+            return ExecResult(exit_code=_KILLED, stdout=self._stdout.take()[0], stderr=self._stderr.take()[0], limit="memory")
         raise BoxDied(self._gone)
 
     # --- called by the event loop ---------------------------------------------------------------------------------
@@ -332,7 +346,7 @@ class Shell:
             self._answer.set_result(answer)
 
     def check(self, now: float) -> None:
-        """One look at the running command, every `TICK_S`."""
+        """One look at the running command."""
         running = self._running
         if running is None or self._answer is None or self._answer.done():
             return

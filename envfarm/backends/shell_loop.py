@@ -10,8 +10,8 @@ A frame is `nonce lines stdin-path\\n` and then that many lines of command text.
 process that the command left is gone, so no output can forge a boundary.
 
 Why a fork: process 1 cannot be killed from inside its own namespace, so `kill -9 $$`, `exit` and `exec` take at most the
-fork, and the supervisor, which never saw the agent's functions or variables, says so (`X code\\0`) and makes another when the worker
-answers `go`, which it does once nothing of the old shell is left.
+fork. The supervisor, which never saw the agent's functions or variables, says so (`X code\\0`) and makes another when the
+worker answers `go`, which it does once nothing of the old shell is left.
 While a command runs, the socket is closed in it and the shell's own copy is close-on-exec.
 
 What is not promised: the agent owns its shell. It may redefine `read` or `printf` there and so break what *it* sees next;
@@ -25,18 +25,17 @@ import re
 import shlex
 from dataclasses import dataclass
 
-BOOT = 'IFS= read -r __l; eval "$__l"'
-"""What process 1 is started with; the rest comes over the socket, so that `ps` in the box stays readable."""
+BOOT = 'eval "$__b"'
+"""What process 1 is started with; the rest is in its environment, so that `ps` in the box stays readable."""
 
 _LOOP = r"""
-umask 022; ulimit -c 0; ulimit -n 1024;
+unset __b; umask 022; ulimit -c 0; ulimit -n 1024;
 exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>/dev/null;
 __q() { return "$1"; };
 __o=$1; shift; __n= __s=0 __d=;
 if [ -n "$BASH_VERSION" ]; then __d='disown -a'; fi;
 while :; do
 (
-echo 500 >/proc/self/oom_score_adj;
 while case . in *) ;; esac; do while case . in *) ;; esac; do
 printf '%s %s %s\0' "$__n" "$__s" "$PWD" >&3;
 IFS=' ' read -r __n __k __i <&3 || exit;
@@ -60,11 +59,22 @@ __l=;
 until [ "$__l" = go ]; do IFS= read -r __l <&3 || exit; done;
 done
 """
-SUPERVISOR = _LOOP.replace("\n", " ").encode() + b"\n"
+SUPERVISOR = _LOOP.replace("\n", " ")
 """Process 1 of every box, on one line, so that the line numbers in the shell's messages are those of the agent's command.
-The two nested loops catch an agent's `break` and `continue`; their conditions are keywords, as `:` may be the agent's; `__q` hands `$?` on to the next command, as a terminal
-would, without a fork; `oom_score_adj` makes the kernel end the agent's processes first. Jobs are
-forgotten and the shells' own standard error is nowhere: what they say about killed jobs is not the output of a command."""
+
+The two nested loops catch an agent's `break` and `continue`; their conditions are keywords, as `:` may be the agent's.
+`__q` hands `$?` on to the next command, as a terminal would, without a fork. Jobs are forgotten and the shells' own
+standard error is nowhere: what they say about killed jobs is not the output of a command.
+"""
+
+
+def environment(enter: list[int]) -> dict[str, str]:
+    """The variable that holds the supervisor. `enter`: descriptors of control groups that it joins, by itself, first.
+
+    Only bash can name a descriptor above 9.
+    """
+    join = "".join(f"echo 0 >&{fd} && exec {fd}>&- || exit 125; " for fd in enter)
+    return {"__b": join + SUPERVISOR}
 
 
 def argv(shell: str) -> list[str]:

@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import tarfile
+from typing import IO
 
 from envfarm.backends.files import walk
 
@@ -61,6 +62,7 @@ def unpack(fd: int, data: bytes) -> None:
                     later.append((info.name, info))
                 elif info.issym():
                     os.symlink(info.linkname, name, dir_fd=parent)
+                    os.utime(name, (info.mtime, info.mtime), dir_fd=parent, follow_symlinks=False)
                 elif info.isreg():
                     _write(name, parent, tar.extractfile(info), info)
             finally:
@@ -86,7 +88,7 @@ def _open_parent(fd: int, path: str) -> tuple[int, str]:
     return here, name
 
 
-def _write(name: str, parent: int, source: io.IOBase | None, info: tarfile.TarInfo) -> None:
+def _write(name: str, parent: int, source: IO[bytes] | None, info: tarfile.TarInfo) -> None:
     assert source is not None
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
     with os.fdopen(fd, "wb") as file:

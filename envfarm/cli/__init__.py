@@ -29,9 +29,7 @@ TRACEBACK_VARIABLE = "ENVFARM_TRACEBACK"
 def _common(
     env_path: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DIR", help=f"A folder (or file) of environments; repeatable. Also {PATH_VARIABLE}.", show_default=False
-        ),
+        typer.Option(metavar="DIR", help=f"A folder of environments; repeatable. Also {PATH_VARIABLE}.", show_default=False),
     ] = None,
 ) -> None:
     """Sim2Real for language-model agents: randomized, sandboxed task environments, token-exact rollouts, training."""

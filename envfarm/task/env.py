@@ -53,7 +53,7 @@ class Plan:
         self.artifacts = tuple(self.render(path) for path in task.check.same_as_solution or task.artifacts)
 
     def names(self) -> dict[str, Any]:
-        return {**self.instance.params, "row": self.instance.row, "rng": fresh_rng(self.instance.hash)}
+        return {**self.instance.params, "row": self.instance.row, "rng": fresh_rng(self.instance)}
 
     def render(self, source: str) -> str:
         return self.templates.render(source, self.names())

@@ -85,11 +85,12 @@ class Files(Stock):
 
     @tool
     def write_file(self, path: str, content: str) -> str:
-        """Create or replace a text file.
+        """Create or replace a text file. A newline is added at its end where there is none.
 
         path: the file
         content: its whole new content
         """
+        content += "\n" if content and not content.endswith("\n") else ""
         with told(path):
             try:
                 self.place.write(path, content.encode("utf-8", "replace"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 import numpy as np
@@ -22,6 +22,9 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from envfarm.errors import Location, SpecError
 from envfarm.seeding import generator
+
+if TYPE_CHECKING:
+    from envfarm.spec import Instance
 
 T = TypeVar("T")
 
@@ -131,5 +134,7 @@ def file_of(source: str, folder: str | None) -> Path | None:
     return Path(folder or ".", source) if is_name(source) else None
 
 
-def fresh_rng(instance_hash: str) -> SeededRng:
-    return SeededRng(generator("task", instance_hash))
+def fresh_rng(instance: Instance) -> SeededRng:
+    """Keyed by the seed (or row) alone, as `Scene.rng` is: a setting narrows what is drawn, it does not draw anew."""
+    key = instance.seed if instance.row_key is None else instance.row_key
+    return SeededRng(generator("task", instance.env, str(key)))

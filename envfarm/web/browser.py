@@ -6,6 +6,7 @@ Controls are written `[red cup]` (`style="names"`) or `[3] red cup` (`style="num
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Protocol
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
@@ -14,6 +15,8 @@ from envfarm.web.page import Control, FormField, Grid, Line, Page, read_page
 
 Style = Literal["names", "numbers"]
 MAX_REDIRECTS = 10
+PLAIN = re.compile(r"(/[a-z0-9-]+)+|/")
+"""Addresses that need no resolving and no quoting."""
 
 
 class Transport(Protocol):
@@ -43,6 +46,8 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Go to a path of this site, or to a URL with its host."""
+        if PLAIN.fullmatch(url):
+            return self._go("GET", url)
         try:
             target = urlsplit(urljoin(f"http://{self._host}{self.page.url or '/'}", url.strip()))
         except ValueError:
@@ -146,7 +151,7 @@ class Browser:
         values = [(f.name, f.value) for f in sent.fields if f.name]
         if button is not None and button.name:
             values.append((button.name, button.value))
-        action = urljoin(self.page.url, sent.action)
+        action = sent.action if PLAIN.fullmatch(sent.action) else urljoin(self.page.url, sent.action)
         body = urlencode(values)
         if sent.method == "GET":
             self.open(f"{action.partition('?')[0]}?{body}")
@@ -168,7 +173,8 @@ class Browser:
             if status != 303:
                 self.page, self._touched = read_page(url, text), None
                 return
-            method, url, body = "GET", urljoin(url, headers["location"][-1]), ""
+            place = headers["location"][-1]
+            method, url, body = "GET", place if PLAIN.fullmatch(place) else urljoin(url, place), ""
         raise BrowserError("Too many redirects.")
 
     def _request(self, method: str, url: str, body: str) -> tuple[int, dict[str, list[str]], str]:

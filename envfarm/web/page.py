@@ -5,8 +5,9 @@ Reads the HTML that sites of ours and other plain sites use; scripts, styles and
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
+from html import unescape
 from typing import Literal
 
 Kind = Literal["link", "button"]
@@ -81,14 +82,25 @@ class Page:
 
 
 BLOCKS = frozenset({"p", "li", "h1", "h2", "h3", "div", "form", "br", "body", "ul", "ol"})
-SKIPPED = frozenset({"script", "style", "title"})
+
+TOKEN = re.compile(
+    r"""<!--.*?(?:-->|\Z) | <(script|style|title)\b.*?(?:</\1\s*>|\Z) | <[!?][^>]*>
+        | <(/?)([a-zA-Z][a-zA-Z0-9]*)((?:[^>"']|"[^"]*"|'[^']*')*)> | ([^<]+|<)""",
+    re.DOTALL | re.VERBOSE | re.IGNORECASE,
+)
+"""What is skipped whole (comments, scripts, styles, titles, declarations), a tag, or text: several times the speed of
+`html.parser`, which reading pages would else be half of an episode's time."""
+ATTRIBUTE = re.compile(r"""([a-zA-Z][\w-]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
 
 
-class _Reader(HTMLParser):
+def _attributes(text: str) -> dict[str, str]:
+    return {name.lower(): unescape(a or b or c) for name, a, b, c in ATTRIBUTE.findall(text)}
+
+
+class _Reader:
     """Builds a `Page` in one pass."""
 
     def __init__(self, page: Page):
-        super().__init__(convert_charrefs=True)
         self.page = page
         self._line = Line([])
         self._grid: Grid | None = None
@@ -96,13 +108,22 @@ class _Reader(HTMLParser):
         self._select: FormField | None = None
         self._option: str | None = None
         self._form = -1
-        self._skip = 0
+        self._chosen = False
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        if tag in SKIPPED:
-            self._skip += 1
-        elif tag == "a":
+    def feed(self, html: str) -> None:
+        self._break()
+        for token in TOKEN.finditer(html):
+            _, closing, tag, attributes, text = token.groups()
+            if text is not None:
+                self._data(unescape(text) if "&" in text else text)
+            elif tag is not None and closing:
+                self._end(tag.lower())
+            elif tag is not None:
+                self._start(tag.lower(), _attributes(attributes) if attributes else {})
+        self.page.items = [i for i in self.page.items if isinstance(i, Grid) or i.parts]
+
+    def _start(self, tag: str, given: dict[str, str]) -> None:
+        if tag == "a":
             self._open(Control("link", len(self.page.controls) + 1, href=given.get("href", "")))
         elif tag == "form":
             self._break()
@@ -131,10 +152,8 @@ class _Reader(HTMLParser):
         elif tag in BLOCKS:
             self._break()
 
-    def handle_endtag(self, tag: str) -> None:
-        if tag in SKIPPED:
-            self._skip = max(0, self._skip - 1)
-        elif tag in ("a", "button"):
+    def _end(self, tag: str) -> None:
+        if tag in ("a", "button"):
             self._control = None
         elif tag == "form":
             self._break()
@@ -147,9 +166,9 @@ class _Reader(HTMLParser):
         elif tag in BLOCKS:
             self._break()
 
-    def handle_data(self, data: str) -> None:
+    def _data(self, data: str) -> None:
         text = " ".join(data.split())
-        if not text or self._skip:
+        if not text:
             return
         if self._select is not None and self._option is not None:
             self._add_option(self._option or text)
@@ -187,15 +206,9 @@ class _Reader(HTMLParser):
             if not self.page.items or self.page.items[-1] is not self._line:
                 self.page.items.append(self._line)
 
-    def close(self) -> None:
-        super().close()
-        self.page.items = [i for i in self.page.items if isinstance(i, Grid) or i.parts]
-
 
 def read_page(url: str, html: str) -> Page:
     page = Page(url)
     reader = _Reader(page)
-    reader._break()
     reader.feed(html)
-    reader.close()
     return page

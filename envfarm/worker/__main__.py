@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -67,6 +68,8 @@ async def serve(worker: Worker, listen: Listen, out: int, owned: bool) -> None:
         lifetime.end_with(0, partial(loop.call_soon_threadsafe, stop.set))
     try:
         address = await worker.start(listen)
+        gc.collect()
+        gc.freeze()  # what was imported stays; collections look at sessions only
         ready = {"ready": address, "pid": os.getpid(), "environments": [s.id for s in worker.specs]}
         os.write(out, msgspec.json.encode(ready) + b"\n")
         await stop.wait()

@@ -187,7 +187,8 @@ def observation(turn: Turn, actor: str, *, first: bool = False) -> dict[str, Any
     """`{observation, reward, done, metadata}`; `reward` is null on the first turn."""
     seen: dict[str, Any] = {"text": turn.text, "role": turn.role}
     if turn.tools:
-        seen["tools"] = [tool.as_mcp() for tool in turn.tools]
+        # Not "tools": OpenEnv's MCP client takes an observation with that key for a list of tools and drops the rest.
+        seen["available_tools"] = [tool.as_mcp() for tool in turn.tools]
     if turn.malformed:
         seen["malformed"] = True
     if turn.stop:

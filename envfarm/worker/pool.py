@@ -35,6 +35,8 @@ from envfarm.worker.lifetime import PrivateDir
 from envfarm.worker.protocol import Failed, Release
 
 START_TIMEOUT_S = 60.0
+DEATH_NOTICE_S = 2.0
+"""From a broken connection to the news that the process ended."""
 MAX_FAILED_STARTS = 3
 """In a row; then a slot stays empty, and with all slots empty `session` raises."""
 
@@ -72,13 +74,7 @@ class WorkerPool:
             raise UnknownIdError(f"this pool does not serve {env_id!r}{did_you_mean(env_id, self.specs)}")
         await self._permits.acquire()
         try:
-            worker = await self._least_busy()
-            worker.leased += 1
-            try:
-                wire = await worker.wire()
-            except BaseException:
-                worker.leased -= 1
-                raise
+            worker, wire = await self._connection()
         except BaseException:
             self._permits.release()
             raise
@@ -91,6 +87,18 @@ class WorkerPool:
                 self._permits.release()
 
         return AsyncSession(self.specs[env_id], wire, give_back)
+
+    async def _connection(self) -> tuple[WorkerProcess, SocketWire]:
+        """A leased connection. A worker that turns out to be dead is passed over: nothing was asked of it yet."""
+        while True:
+            worker = await self._least_busy()
+            worker.leased += 1
+            try:
+                return worker, await worker.wire()
+            except BaseException as error:
+                worker.leased -= 1
+                if not isinstance(error, InfraError) or not await worker.is_dead():
+                    raise
 
     async def _least_busy(self) -> WorkerProcess:
         if not self._workers:
@@ -207,6 +215,19 @@ class WorkerProcess:
             if wire.reusable():
                 return wire
         return await connect(self._address, died=self.last_words)
+
+    async def is_dead(self) -> bool:
+        """Whether the process ended; one that just broke its connections is given a moment to."""
+        process = self.process
+        assert process is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DEATH_NOTICE_S):
+                await process.wait()
+        if process.returncode is None:
+            return False
+        if process is self.process:
+            self.up.clear()
+        return True
 
     async def take_back(self, wire: Wire) -> None:
         """Free the session behind `wire`, and keep it for another one where that is sound."""

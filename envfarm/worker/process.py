@@ -130,8 +130,8 @@ class ProcessHost:
         if self._closed:
             return
         self._closed = True
-        self._done = None
         self._pipe.close()
+        self._answer(f"{self.spec.id}: the session was closed")
         if self._room is not None:
             self._room.close()
         self._loop.call_later(KILL_AFTER_S, self._kill)
@@ -179,6 +179,10 @@ class ProcessHost:
         self._dead = f"{self.spec.id}: the session's process {self.pid or ''} died"
         if self._room is not None:
             self._room.close()
+        self._answer(self._dead)
+
+    def _answer(self, why: str) -> None:
+        """Whoever waits for an answer gets none."""
         done, self._done = self._done, None
         if done is not None:
-            done(protocol.failed(WorkerDied(self._dead)))
+            done(protocol.failed(WorkerDied(why)))

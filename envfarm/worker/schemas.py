@@ -29,7 +29,7 @@ OBSERVATION: dict[str, Any] = {
     "properties": {
         "text": {"type": "string", "description": "what the role that acts next sees"},
         "role": {"type": "string", "description": "who acts next; at the end, who acted last"},
-        "tools": {"type": "array", "items": _TOOL, "description": "visible tools: at first, and when they change"},
+        "available_tools": {"type": "array", "items": _TOOL, "description": "visible tools: at first, and when they change"},
         "malformed": {"type": "boolean", "description": "the action before was not one"},
         "stop": {"type": "string", "description": "why the episode ended"},
         "tool_name": {"type": "string"},

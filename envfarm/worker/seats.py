@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from envfarm.errors import EnvfarmError, EnvironmentFault, InfraError, UnknownIdError, did_you_mean
+from envfarm.errors import EnvfarmError, EnvironmentFault, InfraError, UnknownIdError, WorkerDied, did_you_mean
 from envfarm.worker import protocol
 from envfarm.worker.boxes import Boxes
 from envfarm.worker.protocol import Fork, Release, Reply, Request, Reset, Said, Step, Words
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from envfarm.spec import EnvSpec, Instance
     from envfarm.tools import ToolSpec
     from envfarm.worker.process import Zygote
+
+
+IDLE_S = 900.0
+"""A fork that nobody attaches to, and a session over HTTP that nobody calls, is closed after this time."""
 
 
 class Sessions:
@@ -65,7 +69,23 @@ class Sessions:
         """An unguessable id under which one connection may claim `seat`."""
         key = secrets.token_urlsafe(16)
         self.parked[key] = seat
+        self._expire_later(key, seat)
         return key
+
+    def _expire_later(self, key: str, seat: Seat) -> None:
+        """Close a parked seat that nobody used for `IDLE_S`."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if self.parked.get(key) is not seat:
+                return
+            if seat.attached or loop.time() - seat.used_at < IDLE_S:
+                self._expire_later(key, seat)
+            else:
+                del self.parked[key]
+                seat.close()
+
+        loop.call_later(IDLE_S, look)
 
     def claim(self, key: str) -> Seat | None:
         """The parked seat, for a connection to attach to: one made over HTTP stays parked, a fork does not."""
@@ -103,7 +123,8 @@ class Seat:
         self.instance: Instance | None = None
         self.episode_id: str | None = None
         self.steps = 0
-        self._busy = False
+        self.used_at = asyncio.get_running_loop().time()
+        self._busy = self._closed = False
         self._waiting: deque[tuple[Request, Done]] = deque()
         sessions.seats.add(self)
 
@@ -119,6 +140,8 @@ class Seat:
             self._waiting.append((request, done))
             return
         self._busy = True
+        if self.kept:
+            self.used_at = asyncio.get_running_loop().time()
 
         def answered(reply: Reply) -> None:
             self._busy = False
@@ -163,6 +186,9 @@ class Seat:
             if self._sessions.full:
                 raise InfraError(f"the worker has {self._sessions.limit} sessions, its limit")
             forked = await host.fork()
+            if self._closed:
+                forked.close()
+                raise WorkerDied("the session was closed while it was forked")
         except (EnvfarmError, ValueError) as error:
             done(protocol.failed(error))
             return
@@ -186,6 +212,7 @@ class Seat:
 
     def close(self) -> None:
         """Idempotent."""
+        self._closed = True
         self.release()
         self._sessions.seats.discard(self)
 

@@ -213,7 +213,8 @@ class Connection(asyncio.Protocol):
             self._message(self._waiting.popleft())
 
     def _send(self, payload: bytes) -> None:
-        self._transport.write(websocket.frame(payload, self._opcode))
+        if not self._transport.is_closing():  # else nobody is there to read it
+            self._transport.write(websocket.frame(payload, self._opcode))
 
     def _end(self, code: int, reason: str = "") -> None:
         if not self._transport.is_closing():

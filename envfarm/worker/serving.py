@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import ipaddress
 import os
 import socket
@@ -60,15 +59,18 @@ class Worker:
         self._server: asyncio.Server | None = None
         self.sessions: Sessions | None = None
 
-    async def start(self, listen: Listen) -> str:
-        """Listen; returns the address. Raises: UserError (in use, no token), BoxUnavailableError, SpecError."""
-        listen.check()
+    async def prepare(self) -> Sessions:
+        """Ready to make sessions, without a socket. Raises: BoxUnavailableError, SpecError, InfraError."""
         await self._boxes.probe(self.specs)
         if self._zygote is not None:
             await self._zygote.ready()
-        sessions = self.sessions = Sessions(self.specs, self._boxes, zygote=self._zygote, limit=self._limit)
-        gc.collect()
-        gc.freeze()  # what was imported stays; collections look at sessions only
+        self.sessions = Sessions(self.specs, self._boxes, zygote=self._zygote, limit=self._limit)
+        return self.sessions
+
+    async def start(self, listen: Listen) -> str:
+        """Prepare and listen; returns the address. Raises: UserError (in use, no token), and as `prepare`."""
+        listen.check()
+        sessions = await self.prepare()
         loop = asyncio.get_running_loop()
 
         def connection() -> Connection:

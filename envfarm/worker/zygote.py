@@ -10,20 +10,23 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import random
 import signal
 import socket
 import sys
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from envfarm.box import WORKDIR, Entry, ExecResult, Snapshot
-from envfarm.errors import EnvfarmError, WorkerDied
+from envfarm.errors import EnvfarmError, InfraError, WorkerDied
+from envfarm.seeding import derive_seed
 from envfarm.session import Session
 from envfarm.spec import EnvSpec
 from envfarm.worker import lifetime, pipe, protocol
 from envfarm.worker.pipe import BoxCall, ChildPipe, Hello
-from envfarm.worker.protocol import Failed, Fork, Words
+from envfarm.worker.protocol import Failed, Fork, Reset, Words
 from envfarm.worker.sessions import new_session, perform, preload
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -99,15 +102,24 @@ class SessionProcess:
                 self._session = new_session(self._spec, self.make_box if self._spec.sandbox.box else None)
             except EnvfarmError as error:
                 return protocol.failed(error)
+        if isinstance(request, Reset):
+            seed_global_state(request.instance.hash)
         return perform(self._session, request)
 
     def _fork(self) -> None:
         """In this process: answer. In the copy: go on with a pipe of its own."""
         sock = socket.socket(fileno=self._wire.fd)
-        between = os.fork()
+        state = random.getstate()  # Python draws a new one in every forked child
+        try:
+            between = os.fork()
+        except OSError as error:
+            sock.close()
+            self._wire.send(protocol.failed(InfraError(f"cannot fork the session: {error}")))
+            return
         if between == 0:
             if os.fork() > 0:
                 os._exit(0)
+            random.setstate(state)
             self._wire.sock.close()
             self._wire.sock = sock
             self._wire.send(Hello(os.getpid()))
@@ -117,13 +129,39 @@ class SessionProcess:
         self._wire.send(Words(""))
 
 
+def warm_up(spec: EnvSpec) -> None:
+    """Run what every session runs first once here, so that no fork has to: it halves the pages that a session copies.
+
+    An environment with a box is imported only, since a box is needed to begin. Raises: SpecError and such.
+    """
+    preload(spec)
+    if spec.sandbox.box:
+        return
+    instance = spec.instance(next(iter(spec.splits)), 0)
+    seed_global_state(instance.hash)
+    session = new_session(spec, None)
+    protocol.encode(perform(session, Reset(spec.id, instance)))  # a fault comes again in the session, and is told there
+    session.close()
+
+
+def seed_global_state(instance_hash: str) -> None:
+    """Give code that draws from process-wide generators the same draws in every episode of an instance."""
+    random.seed(derive_seed("global random", instance_hash))
+    np.random.seed(derive_seed("global numpy", instance_hash) % 2**32)
+
+
 def serve(control: socket.socket, specs: dict[str, EnvSpec]) -> None:
     """Fork a session for each message on `control`, until the worker closes it."""
     while True:
         message, fds, _, _ = socket.recv_fds(control, 4096, 1)
         if not message:
             return
-        if os.fork() == 0:
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process or memory left: the closed pipe tells the worker
+            print(f"cannot fork a session: {error}", file=sys.stderr, flush=True)
+            pid = -1
+        if pid == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.set_inheritable(fds[0], False)
@@ -144,11 +182,10 @@ def main() -> None:
     lifetime.kill_group_with(life)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended sessions leave no zombies
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     specs = msgspec.json.decode(sys.stdin.buffer.read(), type=list[EnvSpec])
     try:
         for spec in specs:
-            preload(spec)
+            warm_up(spec)
     except EnvfarmError as error:
         control.send(protocol.encode(protocol.failed(error)))
         return

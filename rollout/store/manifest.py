@@ -39,6 +39,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     schema_version: int = SCHEMA_VERSION
     tokenizer_hash: str = ""  # empty until something with tokens is stored
     template_hash: str = ""
+    spent: int = 0  # the highest number that a sealed journal had; the journal in force is the next
     segments: list[SegmentEntry] = []
 
     def write(self, folder: Path) -> None:

@@ -81,8 +81,8 @@ class Segment:
             damage = self.damage(table)
             if damage:
                 raise StoreError(
-                    f"{damage}. Run `envfarm store check` for what is readable; the other segments are untouched "
-                    "and `--salvage` reads them alone"
+                    f"{damage}. The other segments are untouched: `envfarm store check` says what is readable, "
+                    "`--salvage` reads it, `envfarm store repair` sets the damaged part aside"
                 )
             self._verified.add(table)
         return pq.read_table(self.file(table), columns=columns)

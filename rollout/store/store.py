@@ -52,10 +52,10 @@ SEAL_EVERY = 2048
 class Store:
     """Made by `create` or `open`; a context manager that seals and closes a writer."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, write: bool, salvage: bool = False):
-        self.path, self.manifest, self.writable, self.salvage = path, manifest, write, salvage
+    def __init__(self, path: Path, manifest: Manifest, *, lock: int = -1, salvage: bool = False):
+        self.path, self.manifest, self.salvage = path, manifest, salvage
         self.damages: list[str] = []  # with `salvage`: what was left out
-        self._lock = _lock(path) if write else -1
+        self._lock = lock  # a held descriptor where this store is written
         self._segments = {e.name: Segment(path / "segments", e) for e in manifest.segments}
         self._cache: OrderedDict[str, dict[str, Episode]] = OrderedDict()
         self._fresh: dict[str, Episode] = {}
@@ -65,9 +65,9 @@ class Store:
         try:
             for segment in self._segments.values():
                 self._salvaging(lambda s=segment: self._read_segment_index(s))
-            self._number = max((int(name) for name in self._segments), default=0) + 1
+            self._number = manifest.spent + 1
             self._salvaging(self._read_journal)
-            self._journal = self._open_journal() if write else None
+            self._journal = self._open_journal() if lock >= 0 else None
         except BaseException:
             self._unlock()
             raise
@@ -85,7 +85,7 @@ class Store:
             manifest.write(folder)
         except OSError as error:
             raise _refused(folder, error) from error
-        return cls(folder, manifest, write=True)
+        return cls(folder, manifest, lock=lock_store(folder))
 
     @classmethod
     def open(cls, path: str | Path, *, write: bool = False, salvage: bool = False) -> Store:
@@ -94,7 +94,16 @@ class Store:
         Raises: StoreError where it is no store, damaged (which part), of another schema version, or being written.
         """
         folder = Path(path)
-        return cls(folder, Manifest.read(folder), write=write, salvage=salvage)
+        manifest = Manifest.read(folder)
+        if write:
+            assert not salvage, "`envfarm store repair` sets damaged parts aside before anything is written"
+            lock = lock_store(folder)
+            return cls(folder, Manifest.read(folder), lock=lock)  # read again: now nobody changes it
+        while True:
+            store = cls(folder, manifest, salvage=salvage)
+            manifest, before = Manifest.read(folder), manifest
+            if manifest == before:
+                return store  # else a writer sealed meanwhile, and this reader may have missed its journal
 
     @classmethod
     def open_or_create(cls, path: str | Path, **hashes: str) -> Store:
@@ -161,10 +170,12 @@ class Store:
         except OSError as error:
             raise _refused(self.path, error) from error
         self.manifest.segments.append(entry_)
+        self.manifest.spent = self._number
         try:
             self._write_manifest()
         except StoreError:
             self.manifest.segments.pop()
+            self.manifest.spent -= 1
             raise
         self._after_seal(Segment(self.path / "segments", entry_))
 
@@ -323,7 +334,8 @@ class Store:
     def _damaged(self, what: str) -> None:
         if not self.salvage:
             raise StoreError(
-                f"{what}. Run `envfarm store check` for what is readable; everything else is untouched and `--salvage` reads it"
+                f"{what}. Everything else is untouched: `envfarm store check` says what is readable, `--salvage` reads it, "
+                "`envfarm store repair` sets the damaged part aside"
             )
         self.damages.append(what)
 
@@ -352,7 +364,7 @@ class Store:
             self._lock = -1
 
 
-def _lock(path: Path) -> int:
+def lock_store(path: Path) -> int:
     """Hold the store for writing; the kernel lets go when this process ends, however it ends."""
     descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -32,9 +32,7 @@ def play(
     policies: dict[str, Policy], *, spec: Any = COUNT, index: int = 0, session: Any = None, member: int = 0, **terms: Any
 ) -> Episode:
     chosen = instance(spec, index)
-    request = GroupRequest(
-        env=spec.id, instance=chosen, size=1, stage="s", step=3, index=5, seats={r: r for r in policies}
-    )
+    request = GroupRequest(env=spec.id, instance=chosen, size=1, stage="s", step=3, index=5, seats={r: r for r in policies})
     episode = blank_episode("run", request, member, 0, {r: p.version for r, p in policies.items()})
     asked = Terms(**{"run_seed": 0, "seed_key": request.seeded_by, "sampling": SamplingParams(max_tokens=64)} | terms)
     session = session or LocalAsyncSession(make_session(spec.id))

@@ -107,9 +107,7 @@ def test_seats_have_trees_of_their_own() -> None:
 
 @given(TURNS, st.sampled_from(RENDERERS[:2]))
 @settings(max_examples=30, deadline=None)
-def test_a_demonstration_has_the_tokens_and_mask_of_the_same_reply_sampled(
-    turns: list[tuple[str, str]], renderer: Any
-) -> None:
+def test_a_demonstration_has_the_tokens_and_mask_of_the_same_reply_sampled(turns: list[tuple[str, str]], renderer: Any) -> None:
     sampled, _, _ = talk_through(renderer, turns)
     shown = Recorder()
     talk = shown.conversation("agent", renderer)

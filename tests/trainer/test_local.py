@@ -32,10 +32,13 @@ def make_data(rows: int = 9, seed: int = 0, *, temperature: float = 1.0) -> list
         mask[-1] = True
         data.append(
             datum(
-                rng.integers(0, CONFIG.vocab, length).tolist(), mask.tolist(), weight=1 / 7,
-                logprobs=(-rng.random(length) * 4).tolist(), advantage=float(rng.normal()) + 0.01 * i,
+                rng.integers(0, CONFIG.vocab, length).tolist(),
+                mask.tolist(),
+                weight=1 / 7,
+                logprobs=(-rng.random(length) * 4).tolist(),
+                advantage=float(rng.normal()) + 0.01 * i,
                 temperature=[temperature] * length,
-            )  # fmt: skip
+            )
         )
     return data
 
@@ -50,7 +53,9 @@ def gradient(data: list[Datum], loss: str, *, max_tokens: int, double: bool = Tr
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 99), max_tokens=st.integers(8, 400), loss=st.sampled_from(["cross_entropy", "ppo", "importance_sampling"]))
+@given(
+    seed=st.integers(0, 99), max_tokens=st.integers(8, 400), loss=st.sampled_from(["cross_entropy", "ppo", "importance_sampling"])
+)
 def test_packing_and_micro_batches_do_not_change_the_gradient(seed: int, max_tokens: int, loss: str) -> None:
     data = make_data(seed=seed)
     alone = [gradient([d], loss, max_tokens=10_000) for d in data]

@@ -66,9 +66,7 @@ def test_truncation_bounds_the_engines_mismatch_once() -> None:
 
 
 def test_an_impossible_token_gives_a_finite_loss() -> None:
-    terms = importance_sampling(
-        tensor(-0.1), sampled_N=tensor(-1e4), advantages_N=tensor(1.0), weights_N=tensor(1.0)
-    )
+    terms = importance_sampling(tensor(-0.1), sampled_N=tensor(-1e4), advantages_N=tensor(1.0), weights_N=tensor(1.0))
     assert math.isfinite(float(terms.loss_N))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from envfarm import Env, Fields, ToolCall, tool
 from envfarm.blocks import Block
 from envfarm.tools import Action, ToolError
 
-ASKED = {
+ASKED: dict[str, tuple[str, Callable[[list[int]], int]]] = {
     "total": ("How many items are there in all?", sum),
     "largest": ("How many items lie on the fullest shelf?", max),
     "spread": ("How many more items lie on the fullest shelf than on the emptiest?", lambda n: max(n) - min(n)),

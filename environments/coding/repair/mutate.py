@@ -41,7 +41,10 @@ def variants(function: ast.FunctionDef, kind: str) -> Iterator[ast.FunctionDef]:
     """All single changes of one kind. Raises: KeyError on an unknown kind."""
     find = _FINDERS[kind]
     names = local_names(function)
+    objects = {id(node.value) for node in ast.walk(function) if isinstance(node, ast.Attribute)}
     for position, node in enumerate(ast.walk(function)):
+        if id(node) in objects:
+            continue  # `found.append` on the list that is looped over would never end
         for change in find(node, names):
             made = copy.deepcopy(function)
             change(next(n for i, n in enumerate(ast.walk(made)) if i == position))

@@ -41,6 +41,7 @@ class Kuhn(AECEnv):
         self.ante = p["unit"] * (2 if p["bet"] == "half" else 1)
         self.bet_chips = p["unit"] * (2 if p["bet"] == "double" else 1)
         self.deals = [[int(c) for c in self.rng.permutation(3)[:2]] for _ in range(p["hands"])]
+        """Each hand's cards, in the order of the roles."""
         self.news: dict[str, list[str]] = {role: [] for role in self.roles}
         self.acted: set[str] = set()
         self.hand = 0
@@ -110,7 +111,7 @@ class Kuhn(AECEnv):
 
     def _settle(self) -> None:
         """The hand is over: rewards for both, and to each the news that is fit for its eyes."""
-        ours, theirs = self.deals[self.hand]
+        ours, theirs = self._card(self.opener), self._card(self._other(self.opener))
         chips = payoff(self.history, ours, theirs, self.ante, self.bet_chips)
         for role, gain in ((self.opener, chips), (self._other(self.opener), -chips)):
             self.reward(gain / self._most(), role=role)
@@ -138,4 +139,4 @@ class Kuhn(AECEnv):
         return self.opener if to_act(self.history[:at]) == 0 else self._other(self.opener)
 
     def _card(self, role: str) -> int:
-        return self.deals[self.hand][0 if role == self.opener else 1]
+        return self.deals[self.hand][self.roles.index(role)]

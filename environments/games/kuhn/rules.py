@@ -13,9 +13,7 @@ CHECK, BET, CALL, FOLD = "check", "bet", "call", "fold"
 
 History = tuple[str, ...]
 
-ENDINGS: frozenset[History] = frozenset(
-    {(CHECK, CHECK), (BET, CALL), (BET, FOLD), (CHECK, BET, CALL), (CHECK, BET, FOLD)}
-)
+ENDINGS: frozenset[History] = frozenset({(CHECK, CHECK), (BET, CALL), (BET, FOLD), (CHECK, BET, CALL), (CHECK, BET, FOLD)})
 
 
 def options(history: History) -> tuple[str, str]:

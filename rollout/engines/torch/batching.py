@@ -46,6 +46,7 @@ class LaneRunner:
         prefill_rows: int = 2048,
     ):
         self.config, self.version, self.context, self.vocab = config, version, context, config.vocab
+        self.weight_count = config.parameters()
         self.prefill_chunk, self.prefill_rows = prefill_chunk, prefill_rows
         self.batch_invariant = False  # until `probe.batch_invariant` has measured it
         self.cache = Lanes(config, lanes, context)

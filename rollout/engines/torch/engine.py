@@ -4,8 +4,10 @@ All arithmetic happens in the engine's own thread; callers await futures, so the
 the thread takes in everything that arrived meanwhile (requests, cancellations, new weights), then lets every busy
 policy sample one token for each of its requests.
 
-`threads` is how many cores one operation may use (torch's setting, which is the process's). The results of our own
-decoders do not depend on it; other models' may.
+`threads` is how many cores one operation may use (torch's setting for the engine's thread). On models of a few million
+weights two cores working on one operation mostly wait for each other, and badly so where the environments need them
+too, so the default is 1 there and torch's own count for larger ones. The results of our own decoders do not depend on
+it; other models' may.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from rollout.engines.torch.request import Request, Runner
 from rollout.types import PolicyVersion, SamplingParams
 
 Model = Decoder | str | Path
+
+SMALL = 5_000_000
+"""Weights up to which one core computes a step faster than two that share each operation."""
 
 
 class TorchEngine:
@@ -63,7 +68,7 @@ class TorchEngine:
         self._inbox: list[Callable[[], None]] = []
         self._closing = False
         self._thread: threading.Thread | None = None
-        self._pending: set[Request] = set()
+        self._pending: set[asyncio.Future[Any]] = set()
         self._died: BaseException | None = None
         self.capabilities = Capabilities(token_ids=True, logprobs=True, seeds=True, versions=True)
 
@@ -88,17 +93,13 @@ class TorchEngine:
         if params.max_tokens < 1:
             raise ValueError(f"sampling.max_tokens is {params.max_tokens}; at least 1 was expected")
         _check_ids([*prompt_ids, *params.stop_ids], runner)
-        future = asyncio.get_running_loop().create_future()
-        request = Request(np.array(prompt_ids, dtype=np.int64), params, session, future)
-        self._pending.add(request)
+        request = Request(np.array(prompt_ids, dtype=np.int64), params, session, self._promise())
         self._post(lambda: runner.submit(request))
         try:
-            return await future
+            return await request.future
         except asyncio.CancelledError:
             self._post(lambda: runner.cancel(request))
             raise
-        finally:
-            self._pending.discard(request)
 
     async def score(self, token_ids: list[int], *, policy: str) -> list[float]:
         """Teacher-forced logprobs of `token_ids[1:]` at temperature 1 under `policy`'s current weights.
@@ -134,8 +135,8 @@ class TorchEngine:
             self._wake.notify()
         if self._thread is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-        for request in list(self._pending):
-            _settle(request.future, InfraError("the engine was closed"))
+        for future in list(self._pending):
+            _settle(future, InfraError("the engine was closed"))
         self._runners.clear()
 
     def _build(self, policy: str, model: Model) -> Runner:
@@ -162,6 +163,13 @@ class TorchEngine:
             raise UnknownIdError(f"no policy {policy!r} in the engine{did_you_mean(policy, self._runners)}; it has: {known}")
         return self._runners[policy]
 
+    def _promise(self) -> asyncio.Future[Any]:
+        """A future that is settled even if the engine dies or is closed."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
+
     def _post(self, command: Callable[[], None]) -> None:
         with self._wake:
             self._inbox.append(command)
@@ -169,33 +177,32 @@ class TorchEngine:
 
     async def _call(self, function: Callable[[], Any]) -> Any:
         """Run `function` in the engine's thread, between two steps; its result or exception."""
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
+        future = self._promise()
 
         def command() -> None:
             try:
                 result = function()
             except ValueError as e:
-                loop.call_soon_threadsafe(_settle, future, e)
-            else:
-                loop.call_soon_threadsafe(_settle, future, result)
+                result = e
+            future.get_loop().call_soon_threadsafe(_settle, future, result)
 
         self._post(command)
         return await future
 
     def _run(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        small = all(r.weight_count <= SMALL for r in self._runners.values())
+        if self._threads is not None or small:
+            torch.set_num_threads(self._threads or 1)
         try:
             with torch.inference_mode():
                 while self._turn():
                     pass
-        except BaseException as e:  # the thread's boundary: callers must hear of it, whatever it was
+        except BaseException as e:  # the thread's boundary: every caller hears of it, whatever it was
             self._died = e
-            for request in list(self._pending):
+            for future in list(self._pending):
                 error = InfraError(f"the engine died: {e!r}")
-                request.future.get_loop().call_soon_threadsafe(_settle, request.future, error)
-            raise
+                error.__cause__ = e
+                future.get_loop().call_soon_threadsafe(_settle, future, error)
 
     def _turn(self) -> bool:
         """One turn of the thread; False once closed."""

@@ -51,7 +51,7 @@ class HFRunner:
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         limit = int(model.config.max_position_embeddings)
         self.context = min(context or limit, limit)
-        self.vocab = int(model.config.vocab_size)
+        self.vocab, self.weight_count = int(model.config.vocab_size), model.num_parameters()
         self.version = version or PolicyVersion(policy=policy, checksum=checksum(model.state_dict()))
         self.max_in_flight = max_in_flight
         self.waiting: deque[Request] = deque()

@@ -45,6 +45,7 @@ class Runner(Protocol):
     batch_invariant: bool
     context: int
     vocab: int
+    weight_count: int
     version: PolicyVersion
 
     def submit(self, request: Request) -> None: ...

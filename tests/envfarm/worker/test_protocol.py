@@ -22,7 +22,7 @@ def tree(cls: type[Exception]) -> Iterator[type[Exception]]:
             yield from tree(below)
 
 
-@pytest.mark.parametrize("cls", tree(errors.EnvfarmError), ids=lambda c: c.__name__)
+@pytest.mark.parametrize("cls", list(tree(errors.EnvfarmError)), ids=lambda c: c.__name__)
 def test_every_error_of_ours_comes_back_as_its_class(cls: type[Exception]) -> None:
     back = protocol.decode_reply(protocol.encode(protocol.failed(cls("what happened"))))
     assert isinstance(back, Failed)
@@ -31,7 +31,8 @@ def test_every_error_of_ours_comes_back_as_its_class(cls: type[Exception]) -> No
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError(2, "No such file"), PermissionError(13, "denied"), OSError(28, "No space left"), ValueError("too large")]
+    "error",
+    [FileNotFoundError(2, "No such file"), PermissionError(13, "denied"), OSError(28, "No space left"), ValueError("too large")],
 )
 def test_what_a_box_raises_comes_back(error: Exception) -> None:
     raised = protocol.as_exception(protocol.failed(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -11,12 +12,14 @@ from websockets.frames import Frame, Opcode
 
 from envfarm.worker.websocket import BINARY, CLOSE, PING, TEXT, FrameParser, WebSocketError, accept_key, frame
 
-messages = st.lists(st.tuples(st.sampled_from([TEXT, BINARY]), st.binary(max_size=300) | st.binary(min_size=65_500, max_size=65_600)), max_size=5)
+messages = st.lists(
+    st.tuples(st.sampled_from([TEXT, BINARY]), st.binary(max_size=300) | st.binary(min_size=65_500, max_size=65_600)), max_size=5
+)
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(p % (len(data) + 1) for p in places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(messages, st.lists(st.integers(min_value=0), max_size=6), st.booleans())
@@ -52,7 +55,15 @@ def test_what_another_library_masks_and_fragments_is_read(payload: bytes, fragme
         (struct.pack("!BB", 0x09, 0x80) + b"\0\0\0\0", True, 1002),
         (frame(b"x" * 126, CLOSE, masked=True), True, 1002),
     ],
-    ids=["unmasked client", "masked server", "reserved bits", "too large", "nothing to continue", "fragmented ping", "long close"],
+    ids=[
+        "unmasked client",
+        "masked server",
+        "reserved bits",
+        "too large",
+        "nothing to continue",
+        "fragmented ping",
+        "long close",
+    ],
 )
 def test_a_broken_peer(data: bytes, masked: bool, code: int) -> None:
     with pytest.raises(WebSocketError) as error:

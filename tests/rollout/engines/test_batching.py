@@ -103,7 +103,7 @@ def test_a_row_is_bit_equal_in_any_company(data: st.DataObject) -> None:
     )
     company = prompts(data.draw(st.integers(0, 99)), count, model.config.vocab)
     if data.draw(st.booleans()):  # some companions share prefixes with the rows
-        company += [r.prompt[: 1 + len(r.prompt) // 2].tolist() + [1, 2] for r in looked_at]
+        company += [[*r.prompt[: 1 + len(r.prompt) // 2].tolist(), 1, 2] for r in looked_at]
     arriving = [request(p, max_tokens=1 + i % 9, seed=i, temperature=0.5) for i, p in enumerate(company)] + looked_at
     arriving = data.draw(st.permutations(arriving))
     done: dict[Request, Generation] = {}

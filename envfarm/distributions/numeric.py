@@ -1,10 +1,4 @@
-"""Distributions: frozen records that turn one uniform number into a value, and that can be narrowed.
-
-Every draw takes exactly one `u` in [0, 1) (inverse of the distribution function). Narrowing conditions the
-distribution itself, so nothing is sampled and rejected, and the same `u` moves smoothly when bounds move.
-What `where`, `ladder`, `set` and `if` may say: on a numeric distribution `[a, b]` are inclusive bounds, on `choice`
-and `weighted` a list is a subset; a single value pins.
-"""
+"""Distributions of numbers: `[low, high]` narrows to inclusive bounds, a single number pins."""
 
 from __future__ import annotations
 
@@ -12,150 +6,8 @@ import math
 from statistics import NormalDist
 from typing import Any
 
-import msgspec
-
-
-class Impossible(ValueError):
-    """A narrowing that leaves nothing, or that this kind of distribution does not understand. The text says which."""
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality without Python's `True == 1`."""
-    return a == b and isinstance(a, bool) == isinstance(b, bool)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-class Distribution(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
-    """Base of all. Values are JSON values."""
-
-    def draw(self, u: float) -> Any:
-        raise NotImplementedError
-
-    def narrow(self, condition: Any) -> Distribution:
-        """The distribution under the condition. Raises: Impossible."""
-        raise NotImplementedError
-
-    def meets(self, value: Any, condition: Any) -> bool:
-        """Whether a drawn value satisfies what narrows this distribution."""
-        raise NotImplementedError
-
-    def allows(self, value: Any) -> bool:
-        """Whether the value could be drawn."""
-        raise NotImplementedError
-
-    def describe(self) -> str:
-        raise NotImplementedError
-
-
-class Discrete(Distribution, frozen=True):
-    """What has members: a list narrows to a subset, a single value pins."""
-
-    def members(self) -> tuple[Any, ...]:
-        raise NotImplementedError
-
-    def keep(self, members: tuple[Any, ...]) -> Distribution:
-        raise NotImplementedError
-
-    def allows(self, value: Any) -> bool:
-        return any(same(value, member) for member in self.members())
-
-    def narrow(self, condition: Any) -> Distribution:
-        wanted = condition if isinstance(condition, list) else [condition]
-        for value in wanted:
-            if not any(same(value, member) for member in self.members()):
-                raise Impossible(f"{value!r} is not among {self.describe()}")
-        kept = tuple(m for m in self.members() if any(same(m, w) for w in wanted))
-        if not kept:
-            raise Impossible(f"nothing is left of {self.describe()}")
-        return self.keep(kept)
-
-    def meets(self, value: Any, condition: Any) -> bool:
-        return any(same(value, w) for w in (condition if isinstance(condition, list) else [condition]))
-
-
-class Constant(Discrete, frozen=True, tag="constant"):
-    value: Any
-
-    def draw(self, u: float) -> Any:
-        return self.value
-
-    def members(self) -> tuple[Any, ...]:
-        return (self.value,)
-
-    def keep(self, members: tuple[Any, ...]) -> Distribution:
-        return self
-
-    def narrow(self, condition: Any) -> Distribution:
-        """A constant meets the bounds or list that it lies in."""
-        if not self.meets(self.value, condition):
-            raise Impossible(f"the constant {self.value!r} does not meet {condition!r}")
-        return self
-
-    def meets(self, value: Any, condition: Any) -> bool:
-        if is_number(value) and isinstance(condition, list) and len(condition) == 2 and all(map(is_number, condition)):
-            return bool(condition[0] <= value <= condition[1])
-        return same(value, condition) or super().meets(value, condition)
-
-    def describe(self) -> str:
-        return repr(self.value)
-
-
-class Choice(Discrete, frozen=True, tag="choice"):
-    values: tuple[Any, ...]
-
-    def draw(self, u: float) -> Any:
-        return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
-
-    def members(self) -> tuple[Any, ...]:
-        return self.values
-
-    def keep(self, members: tuple[Any, ...]) -> Distribution:
-        return Choice(members)
-
-    def describe(self) -> str:
-        return ", ".join(map(repr, self.values))
-
-
-class Weighted(Discrete, frozen=True, tag="weighted"):
-    values: tuple[Any, ...]
-    weights: tuple[float, ...]
-
-    def draw(self, u: float) -> Any:
-        target, passed = u * math.fsum(self.weights), 0.0
-        for value, weight in zip(self.values, self.weights, strict=True):
-            passed += weight
-            if target < passed:
-                return value
-        return self.values[-1]
-
-    def members(self) -> tuple[Any, ...]:
-        return self.values
-
-    def keep(self, members: tuple[Any, ...]) -> Distribution:
-        kept = [(v, w) for v, w in zip(self.values, self.weights, strict=True) if any(same(v, m) for m in members)]
-        return Weighted(tuple(v for v, _ in kept), tuple(w for _, w in kept))
-
-    def describe(self) -> str:
-        return ", ".join(map(repr, self.values))
-
-
-class Bernoulli(Discrete, frozen=True, tag="bernoulli"):
-    p: float
-
-    def draw(self, u: float) -> bool:
-        return u < self.p
-
-    def members(self) -> tuple[Any, ...]:
-        return (*([True] if self.p > 0 else []), *([False] if self.p < 1 else []))
-
-    def keep(self, members: tuple[Any, ...]) -> Distribution:
-        return self if len(members) == len(self.members()) else Bernoulli(1.0 if members[0] else 0.0)
-
-    def describe(self) -> str:
-        return f"bernoulli {self.p}: " + " or ".join(str(m).lower() for m in self.members())
+from envfarm.distributions.base import Distribution, Impossible, is_number
+from envfarm.distributions.discrete import Constant
 
 
 class Numeric(Distribution, frozen=True):
@@ -307,40 +159,6 @@ class LogNormal(Numeric, frozen=True, tag="lognormal"):
 
     def describe(self) -> str:
         return f"lognormal (mu {self.mu}, sigma {self.sigma}{_bounds_text(self.low, self.high)})"
-
-
-class Rows(Discrete, frozen=True, tag="rows"):
-    """A row of a data file. `keys` name the rows; the rows themselves are looked up when an instance is made."""
-
-    file: str
-    key: str | None
-    keys: tuple[str, ...]
-    sha256: str
-
-    def draw(self, u: float) -> str:
-        """The key of the row."""
-        return self.keys[min(int(u * len(self.keys)), len(self.keys) - 1)]
-
-    def members(self) -> tuple[Any, ...]:
-        return self.keys
-
-    def keep(self, members: tuple[Any, ...]) -> Distribution:
-        return Rows(self.file, self.key, members, self.sha256)
-
-    def narrow(self, condition: Any) -> Distribution:
-        wanted = condition if isinstance(condition, list) else [condition]
-        return super().narrow([str(w) for w in wanted])
-
-    def meets(self, value: Any, condition: Any) -> bool:
-        key = str(value.get(self.key)) if isinstance(value, dict) and self.key else None
-        return key is not None and key in [str(w) for w in (condition if isinstance(condition, list) else [condition])]
-
-    def describe(self) -> str:
-        return f"the {len(self.keys)} rows of {self.file}"
-
-
-AnyDistribution = Constant | Choice | Weighted | Bernoulli | UniformInt | Uniform | LogUniform | Normal | LogNormal | Rows
-"""All of them, as a tagged union for JSON."""
 
 
 def truncated_normal(u: float, low: float, high: float) -> float:

@@ -1,0 +1,141 @@
+"""From a run file's `policies` to policies that can act: scripts, model folders on one embedded engine, servers.
+
+A policy's folder is what Hugging Face writes (`config.json`, `model.safetensors`, `tokenizer.json`) and, where our
+trainer saved it, `envfarm.json`: renderer, version, seed, sampling, and what it was evaluated on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from envfarm.errors import CapabilityError, UserError, did_you_mean
+from envfarm.seeding import stable_hash
+from rollout.engines.base import ENGINES, Engine
+from rollout.policies import ChatPolicy, EnginePolicy, Policy
+from rollout.renderers.base import RENDERERS, Renderer, Tokenizer
+from rollout.run import EngineEntry, PolicyEntry, RolloutFile, script_of
+from rollout.types import PolicyVersion
+
+ABOUT = "envfarm.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A policy on disk."""
+
+    path: Path
+    about: Mapping[str, Any] = field(default_factory=dict)  # `envfarm.json`, empty where there is none
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelFolder:
+        """Raises: UserError naming what is missing, or the nearest folder that is one."""
+        folder = Path(path)
+        missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / n).is_file()]
+        if missing:
+            below = sorted(str(p.parent) for p in folder.glob("**/model.safetensors")) if folder.is_dir() else []
+            hint = f"; below it are: {', '.join(below[:8])}" if below else ""
+            raise UserError(
+                f"{folder} is no model folder: it lacks {', '.join(missing)}{hint}. A folder that `envfarm train` or "
+                "Hugging Face's `save_pretrained` wrote was expected"
+            )
+        about = folder / ABOUT
+        try:
+            return cls(folder, json.loads(about.read_text()) if about.is_file() else {})
+        except ValueError as error:
+            raise UserError(f"{about} is damaged: {error}") from error
+
+    def version(self, policy: str) -> PolicyVersion | None:
+        """What `envfarm.json` says the weights are, under the name that they act under here."""
+        said = self.about.get("version")
+        if said is None:
+            return None
+        return PolicyVersion(policy=policy, number=said.get("number", 0), checksum=said.get("checksum", ""))
+
+    def tokenizer(self) -> Tokenizer:
+        from rollout.tokenizers import HFTokenizer
+
+        return HFTokenizer(self.path)
+
+    def renderer(self, name: str | None = None) -> Renderer:
+        """The one named, else the one the policy was trained with, else ChatML."""
+        return make_renderer(name or self.about.get("renderer") or "chatml", self.tokenizer())
+
+
+def make_renderer(name: str, tokenizer: Tokenizer) -> Renderer:
+    """A renderer by name, or by `module:Class`. Raises: UserError."""
+    return _load(name, RENDERERS, "renderer")(tokenizer)
+
+
+def engine_class(kind: str) -> Any:
+    """An engine's class by name, or by `module:Class`. Raises: UserError."""
+    return _load(kind, ENGINES, "engine")
+
+
+def _load(name: str, table: Mapping[str, str], what: str) -> Any:
+    target = table.get(name, name)
+    module, colon, attribute = target.partition(":")
+    if not colon:
+        raise UserError(f"no {what} {name!r}{did_you_mean(name, table)}; there are: {', '.join(table)}, or module:Class")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the {what} {name!r} cannot be loaded: {error}") from error
+
+
+def build_policies(run: RolloutFile, entries: Mapping[str, PolicyEntry] | None = None) -> dict[str, Policy]:
+    """The policies of a run file (or those of `entries`), engines not started yet. Model folders share one embedded engine.
+
+    Raises: UserError for a model that is no folder (fresh models are made by `envfarm train`) or a frozen version,
+    CapabilityError for an engine that cannot serve a model folder.
+    """
+    policies: dict[str, Policy] = {}
+    folders: dict[str, tuple[ModelFolder, PolicyEntry]] = {}
+    for name, entry in (run.policies if entries is None else entries).items():
+        if entry.scripted is not None:
+            policies[name] = script_of(name, entry.scripted)
+        elif entry.engine is not None and entry.model is None:
+            policies[name] = chat_policy(name, entry.engine)
+        elif isinstance(entry.model, str) and Path(entry.model).is_dir():
+            folders[name] = (ModelFolder.open(entry.model), entry)
+        elif run.engine.kind != "torch" and entry.model is not None and run.engine.base_url is not None:
+            policies[name] = chat_policy(name, run.engine)
+        else:
+            what = f"model {entry.model!r}" if entry.version is None else f"version {entry.version!r}"
+            raise UserError(
+                f"policy {name!r}: {what} is no folder here. A fresh model is made by `envfarm train`; to act, name the "
+                "folder of a policy that it saved (RUN/policies/NAME)"
+            )
+    if folders:
+        engine = embedded_engine(run.engine, {name: folder for name, (folder, _) in folders.items()})
+        for name, (folder, entry) in folders.items():
+            version = folder.version(name) or PolicyVersion(policy=name)
+            policies[name] = EnginePolicy(version, engine, folder.renderer(entry.renderer))
+    return policies
+
+
+def embedded_engine(entry: EngineEntry, folders: Mapping[str, ModelFolder]) -> Engine:
+    """One engine that serves all `folders`, by policy name."""
+    if entry.kind == "openai":
+        raise CapabilityError("an `openai` engine serves what its server has, no model folder: use `engine: {kind: torch}`")
+    known = {name: v for name, f in folders.items() if (v := f.version(name)) is not None}
+    return engine_class(entry.kind)(
+        {name: str(folder.path) for name, folder in folders.items()}, threads=entry.threads,
+        max_in_flight=entry.max_in_flight, context=entry.context, versions=known,
+    )  # fmt: skip
+
+
+def chat_policy(name: str, entry: EngineEntry) -> ChatPolicy:
+    """A policy behind a server. Raises: UserError where the entry does not say which."""
+    if entry.base_url is None or entry.model is None:
+        raise UserError(f"policy {name!r}: an engine of kind {entry.kind!r} needs `base_url` and `model`")
+    engine = engine_class(entry.kind)(
+        entry.base_url, entry.model, api_key_env=entry.api_key_env, max_in_flight=entry.max_in_flight,
+        context=entry.context or 0,
+    )  # fmt: skip
+    checksum = stable_hash([entry.base_url, entry.model])[:16]
+    return ChatPolicy(PolicyVersion(policy=name, checksum=checksum), engine)
