@@ -18,7 +18,8 @@ folder, threads = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(threads)
 BATCH, GROUP = 64, 8
 vocab = {f"<{i}>": i for i in range(512)}
-tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="<0>")), pad_token="<0>", eos_token="<1>")
+words = Tokenizer(models.WordLevel(vocab, unk_token="<0>"))
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<0>", eos_token="<1>")
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 current: list[dict] = []
 

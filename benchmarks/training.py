@@ -69,9 +69,12 @@ class Ours:
                 sampled = [0.0] * len(r["prompt"]) + [-6.0 * m for m in r["mask"]]
                 data.append(
                     datum(
-                        r["prompt"] + r["completion"], [0] * len(r["prompt"]) + r["mask"], weight=1 / len(batch),
-                        logprobs=sampled, advantage=r["reward"] - mean,
-                    )  # fmt: skip
+                        r["prompt"] + r["completion"],
+                        [0] * len(r["prompt"]) + r["mask"],
+                        weight=1 / len(batch),
+                        logprobs=sampled,
+                        advantage=r["reward"] - mean,
+                    )
                 )
         self.client.forward_backward(data, "ppo", LossConfig())
         self.client.optim_step(AdamParams(learning_rate=LEARNING_RATE)).result()

@@ -120,7 +120,9 @@ class BubblewrapBackend:
         return {
             "memory": cgroup or "rlimit per process, and the sum of resident memory watched every 50 ms",
             "pids": cgroup or ("rlimit per user namespace" if os.geteuid() else "counted from outside every 10 ms"),
-            "cpu": f"{cgroup} rate and seconds" if cgroup else "seconds watched every 50 ms; the rate is not limited",
+            "cpu": f"{cgroup}: seconds; the rate of commands longer than {TICK_S:.2f} s"
+            if cgroup
+            else "seconds watched every 50 ms; the rate is not limited",
             "disk": "tmpfs size",
             "output": "bytes kept per stream",
             "idle": "wall clock",
@@ -161,7 +163,7 @@ class BubblewrapBackend:
                 env={**rootfs.PINNED_ENV, "SHELL": root.shell, **root.env, **shell_loop.environment(joined)},
                 cwd="/",
                 pass_fds=given,
-                start_new_session=True,
+                process_group=0,  # Ctrl-C is for the worker; a new session would cost a new scheduling group
             )
         finally:
             theirs.close()

@@ -28,6 +28,9 @@ from envfarm.box import BoxSpec, LimitKind
 OURS = 3
 """Processes of a box that are not the agent's, at most: bwrap's monitor, the supervisor, the shell itself."""
 
+COUNTED = ("memory", "pids", "cpuacct")
+CONTROLLERS = (*COUNTED, "cpu")
+
 _PREFIX = "box-"
 _counter = itertools.count()
 
@@ -60,6 +63,10 @@ class Meter(Protocol):
         ...
 
     def cpu_s(self) -> float: ...
+    def hold_rate(self) -> None:
+        """Limit the CPU rate from now on. Called from a helper thread, once, when a command turns out to be a long one."""
+        ...
+
     def exceeded(self) -> LimitKind | None:
         """A limit that is passed and that the kernel does not enforce here. Called at every tick."""
         ...
@@ -99,6 +106,9 @@ class RlimitMeter:
     def cpu_s(self) -> float:
         return processes.cpu_seconds(self.members())
 
+    def hold_rate(self) -> None:
+        pass
+
     def exceeded(self) -> LimitKind | None:
         members = self.members()
         if len(members) > self._spec.pids + OURS:
@@ -133,7 +143,7 @@ class CgroupMeter:
         self._memory_events = os.open(self._dirs["memory"] / groups.memory_file, os.O_RDONLY | os.O_CLOEXEC)
 
     def enter(self) -> list[str]:
-        return [f"{d}/{self._groups.enter_file}" for d in dict.fromkeys(self._dirs.values())]
+        return [f"{d}/{self._groups.enter_file}" for d in dict.fromkeys(self._dirs[c] for c in COUNTED)]
 
     def adopt(self, pids: Iterable[int]) -> None:
         self._baseline = self._baseline or os.pread(self._pids, 32, 0)
@@ -145,6 +155,15 @@ class CgroupMeter:
 
     def idle(self) -> bool:
         return os.pread(self._pids, 32, 0) == self._baseline
+
+    def hold_rate(self) -> None:
+        """Where `cpu` is a hierarchy of its own, entering it costs the start of a box several milliseconds on a busy
+        machine (the task goes to the end of another queue), so only long commands enter. Elsewhere they are in it."""
+        if self._dirs["cpu"] in (self._dirs[c] for c in COUNTED):
+            return
+        for pid in self.members():
+            with suppress(OSError):  # ended meanwhile, or the whole box did
+                _write(self._dirs["cpu"] / self._groups.enter_file, str(pid))
 
     def cpu_s(self) -> float:
         return self._groups.read_cpu_s(os.pread(self._cpu, 4096, 0))
@@ -255,9 +274,6 @@ class GroupsV2(Groups):
 
     def read_cpu_s(self, text: bytes) -> float:
         return _field(text, b"usage_usec") / 1e6
-
-
-CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 
 
 def find_groups(mounts: str | None = None, own: str | None = None) -> Groups | None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from envfarm.backends import processes, shell_loop
 from envfarm.backends.limits import Counts, Meter
-from envfarm.backends.shell_loop import Answer, ShellEnded
+from envfarm.backends.shell_loop import Answer, ShellEnded, SupervisorUp
 from envfarm.box import WORKDIR, BoxSpec, ExecResult, LimitKind
 from envfarm.errors import BoxDied
 
@@ -108,9 +108,11 @@ class Shell:
         self._loop = asyncio.get_running_loop()
         self._gone: str | None = None
         self._running: Running | None = None
+        self._up: asyncio.Future[None] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._answer: asyncio.Future[Answer | ShellEnded] | None = None
         self._nonce = self._pending = b""
+        self._rate_held = False
         self._ended = False  # the agent's shell is gone and the supervisor waits for `go`
         self._cwd = WORKDIR.encode()
         self._monitor = self._supervisor = self._pid = 0
@@ -123,9 +125,9 @@ class Shell:
             self._loop.add_reader(fd, callback)
 
     async def up(self, monitor: int, timeout_s: float) -> int:
-        """Wait for the first shell and learn the box's processes; returns the supervisor's pid. Raises BoxDied."""
+        """Wait for the supervisor; returns its pid. The shell comes up meanwhile, before the first command. Raises BoxDied."""
         try:
-            await asyncio.wait_for(self._ready, timeout_s)
+            await asyncio.wait_for(self._up, timeout_s)
         except TimeoutError:
             self.close(f"it was not up within {timeout_s:.0f} s")
             self.require()
@@ -135,10 +137,11 @@ class Shell:
             self.close("it ended as it came up")
             self.require()
         self._supervisor = below[0]
-        self._learn_shell()
         return self._supervisor
 
-    def _learn_shell(self) -> None:
+    async def _learn_shell(self) -> None:
+        """Wait for a shell that is being forked and learn its pid: the only living child of the supervisor now."""
+        await self._ready
         shells = [p for p in processes.children(self._supervisor) if processes.alive(p)]
         if not shells:
             self.close("its first processes ended")
@@ -159,7 +162,7 @@ class Shell:
         for fd in self._callbacks:
             self._loop.remove_reader(fd)
         self._watch.discard(self)
-        for waiter in (self._ready, self._answer):
+        for waiter in (self._up, self._ready, self._answer):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(BoxDied(why))
                 waiter.exception()  # seen: nobody may be waiting for it
@@ -185,7 +188,9 @@ class Shell:
         )
         self._watch.add(self)
         try:
-            if self._ended:
+            if not self._pid:
+                await self._learn_shell()
+            elif self._ended:
                 await self._renew()
                 frame = self._frame(command, stdin_path)
             answer = await self._converse(frame)
@@ -266,8 +271,7 @@ class Shell:
         self._ready = self._loop.create_future()
         self._ended = False
         await self._send(shell_loop.GO)
-        await self._ready
-        self._learn_shell()
+        await self._learn_shell()
         await self._converse(self._frame(shell_loop.go_to(self._cwd)))
 
     async def _abandon(self) -> None:
@@ -332,11 +336,12 @@ class Shell:
         for frame in frames:
             self._on_answer(shell_loop.decode(frame))
 
-    def _on_answer(self, answer: Answer | ShellEnded | None) -> None:
+    def _on_answer(self, answer: Answer | ShellEnded | SupervisorUp | None) -> None:
         """A frame that is not expected is the agent's own invention, or late: ignored."""
-        if isinstance(answer, Answer) and not answer.nonce:
-            if not self._ready.done():
-                self._ready.set_result(None)
+        if isinstance(answer, SupervisorUp) or (isinstance(answer, Answer) and not answer.nonce):
+            waiting = self._up if isinstance(answer, SupervisorUp) else self._ready
+            if not waiting.done():
+                waiting.set_result(None)
             return
         if isinstance(answer, ShellEnded):
             self._ended = True
@@ -350,6 +355,9 @@ class Shell:
         running = self._running
         if running is None or self._answer is None or self._answer.done():
             return
+        if not self._rate_held:
+            self._rate_held = True
+            self._loop.run_in_executor(None, self._meter.hold_rate)
         if running.attempts == 0:
             running.limit = self._exceeded(running, now)
             if running.limit is None:

@@ -32,6 +32,7 @@ _LOOP = r"""
 unset __b; umask 022; ulimit -c 0; ulimit -n 1024;
 exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>/dev/null;
 __q() { return "$1"; };
+printf 'U 0\0' >&3;
 __o=$1; shift; __n= __s=0 __d=;
 if [ -n "$BASH_VERSION" ]; then __d='disown -a'; fi;
 while :; do
@@ -116,6 +117,11 @@ class ShellEnded:
     exit_code: int
 
 
+@dataclass(frozen=True)
+class SupervisorUp:
+    """Process 1 runs; the first shell is about to."""
+
+
 def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:
     """One frame. Raises ValueError where the command holds a NUL, which no shell can carry."""
     if "\0" in command:
@@ -124,7 +130,7 @@ def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:
     return b"%s %d %s\n%s\n" % (nonce.encode(), text.count(b"\n") + 1, stdin_path.encode(), text)
 
 
-def decode(frame: bytes) -> Answer | ShellEnded | None:
+def decode(frame: bytes) -> Answer | ShellEnded | SupervisorUp | None:
     """One answer without its NUL; None where it is not one (the agent may write what it likes there)."""
     words = frame.split(b" ", 2)
     code = words[1] if len(words) > 1 else b""
@@ -132,6 +138,8 @@ def decode(frame: bytes) -> Answer | ShellEnded | None:
         return None
     if words[0] == b"X" and len(words) == 2:
         return ShellEnded(int(code))
+    if words[0] == b"U" and len(words) == 2:
+        return SupervisorUp()
     return Answer(words[0], int(code), words[2]) if len(words) == 3 else None
 
 

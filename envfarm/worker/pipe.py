@@ -19,6 +19,8 @@ from envfarm.errors import WorkerDied
 from envfarm.worker.protocol import MAX_MESSAGE_BYTES, Failed, Message, Reply, Request, Said, Words
 
 _LENGTH_BYTES = 4
+NOW, SPARE = "now", "spare"
+"""What the zygote is asked: `NOW ID`, a session for somebody who waits; `SPARE ID`, one for the next who comes."""
 
 
 class Hello(Message, frozen=True, tag="hello"):

@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ from envfarm.worker.sessions import Done
 if TYPE_CHECKING:
     from envfarm.spec import EnvSpec
 
+SPARES = 1
+"""Processes kept ready per environment, once it was asked for."""
 KILL_AFTER_S = 2.0
 """How long a session's process may take to end once its pipe is closed."""
 
@@ -36,6 +40,7 @@ class Zygote:
 
     def __init__(self, specs: list[EnvSpec]):
         self._specs = specs
+        self._spares: dict[str, deque[socket.socket]] = {}
         self._start()
 
     def _start(self) -> None:
@@ -66,15 +71,23 @@ class Zygote:
             self.close()
             self._start()
             raise InfraError("the zygote died; it is started again")
+        spares = self._spares.setdefault(spec.id, deque())
+        sock = next((spare for spare in _taken(spares) if _alive(spare)), None) or self._fork(spec, pipe.NOW)
+        while len(spares) < SPARES:
+            spares.append(self._fork(spec, pipe.SPARE))
+        return ProcessHost(spec, room, sock)
+
+    def _fork(self, spec: EnvSpec, kind: str) -> socket.socket:
+        """Our end of the pipe to a process that is being made."""
         ours, theirs = socket.socketpair()
         try:
-            socket.send_fds(self._control, [spec.id.encode()], [theirs.fileno()])
+            socket.send_fds(self._control, [f"{kind} {spec.id}".encode()], [theirs.fileno()])
         except OSError as error:
             ours.close()
             raise InfraError(f"the zygote does not listen: {error.strerror}") from error
         finally:
             theirs.close()
-        return ProcessHost(spec, room, ours)
+        return ours
 
     def close(self) -> None:
         """End the zygote and every session that came from it. Idempotent."""
@@ -82,9 +95,30 @@ class Zygote:
             os.close(self._life)
             self._life = -1
             self._control.close()
+            for spares in self._spares.values():
+                for spare in _taken(spares):
+                    spare.close()
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def _taken(spares: deque[socket.socket]) -> Iterator[socket.socket]:
+    while spares:
+        yield spares.popleft()
+
+
+def _alive(spare: socket.socket) -> bool:
+    """Whether a process that nobody watched still has its end open. Closes ours otherwise."""
+    try:
+        if spare.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            return True
+    except BlockingIOError:
+        return True  # it has not said hello yet
+    except OSError:
+        pass
+    spare.close()
+    return False
 
 
 class ProcessHost:

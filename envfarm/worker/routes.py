@@ -49,7 +49,7 @@ Answer = tuple[int, Any, dict[str, str]]
 
 
 async def _route(sessions: Sessions, request: HttpRequest) -> Answer:
-    path, get = request.path.rstrip("/") or "/", request.method in ("GET", "HEAD")
+    path, get = request.path.rstrip("/") or "/", request.method == "GET"
     if path == "/mcp":
         return await _mcp(sessions, request)
     if path in ("/reset", "/step") and request.method == "POST":

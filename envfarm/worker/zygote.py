@@ -14,6 +14,7 @@ import random
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ from envfarm.worker.pipe import BoxCall, ChildPipe, Hello
 from envfarm.worker.protocol import Failed, Fork, Reset, Words
 from envfarm.worker.sessions import new_session, perform, preload
 
+CHEAP_S = 0.02
+"""A reset that takes longer is not done for nothing in each spare process."""
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -129,19 +132,20 @@ class SessionProcess:
         self._wire.send(Words(""))
 
 
-def warm_up(spec: EnvSpec) -> None:
-    """Run what every session runs first once here, so that no fork has to: it halves the pages that a session copies.
+def warm_up(spec: EnvSpec) -> bool:
+    """Run once what every session runs first: memory that a fork would copy then is copied before anybody waits.
 
-    An environment with a box is imported only, since a box is needed to begin. Raises: SpecError and such.
+    Returns whether it was cheap. An environment with a box is left alone, since a box is needed to begin.
     """
-    preload(spec)
     if spec.sandbox.box:
-        return
+        return False
+    start = time.perf_counter()
     instance = spec.instance(next(iter(spec.splits)), 0)
     seed_global_state(instance.hash)
     session = new_session(spec, None)
     protocol.encode(perform(session, Reset(spec.id, instance)))  # a fault comes again in the session, and is told there
     session.close()
+    return time.perf_counter() - start < CHEAP_S
 
 
 def seed_global_state(instance_hash: str) -> None:
@@ -150,12 +154,13 @@ def seed_global_state(instance_hash: str) -> None:
     np.random.seed(derive_seed("global numpy", instance_hash) % 2**32)
 
 
-def serve(control: socket.socket, specs: dict[str, EnvSpec]) -> None:
-    """Fork a session for each message on `control`, until the worker closes it."""
+def serve(control: socket.socket, specs: dict[str, EnvSpec], cheap: set[str]) -> None:
+    """Fork a session for each message on `control`, until the worker closes it. A `SPARE` will not be used at once."""
     while True:
         message, fds, _, _ = socket.recv_fds(control, 4096, 1)
         if not message:
             return
+        kind, _, env_id = message.decode().partition(" ")
         try:
             pid = os.fork()
         except OSError as error:  # no process or memory left: the closed pipe tells the worker
@@ -167,7 +172,9 @@ def serve(control: socket.socket, specs: dict[str, EnvSpec]) -> None:
             os.set_inheritable(fds[0], False)
             code = 1
             try:
-                SessionProcess(specs[message.decode()], socket.socket(fileno=fds[0])).run()
+                if kind == pipe.SPARE and env_id in cheap:
+                    warm_up(specs[env_id])
+                SessionProcess(specs[env_id], socket.socket(fileno=fds[0])).run()
                 code = 0
             finally:
                 sys.stderr.flush()
@@ -185,14 +192,15 @@ def main() -> None:
     specs = msgspec.json.decode(sys.stdin.buffer.read(), type=list[EnvSpec])
     try:
         for spec in specs:
-            warm_up(spec)
+            preload(spec)
+        cheap = {spec.id for spec in specs if warm_up(spec)}
     except EnvfarmError as error:
         control.send(protocol.encode(protocol.failed(error)))
         return
     gc.collect()
     gc.freeze()
     control.send(protocol.encode(Words("ready")))
-    serve(control, {spec.id: spec for spec in specs})
+    serve(control, {spec.id: spec for spec in specs}, cheap)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -72,7 +72,7 @@ class OpenAIEngine:
         )
 
     async def chat(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], params: SamplingParams, *, policy: str = ""
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], params: SamplingParams, *, policy: str = ""
     ) -> Generation:
         """One reply to a conversation. `tools` as MCP lists them (`name`, `description`, `inputSchema`).
 
@@ -146,7 +146,7 @@ def _call(function: dict[str, Any]) -> str:
     return f"<tool_call>\n{function.get('arguments')}\n</tool_call>"
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     schema = tool.get("inputSchema") or {"type": "object", "properties": {}}
     function = {"name": tool["name"], "description": tool.get("description", ""), "parameters": schema}
     return {"type": "function", "function": function}

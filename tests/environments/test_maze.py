@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import envfarm  # noqa: F401 (registers ids)
 from envfarm.registry import default_registry, make_scene
 from envfarm.session import LocalSession
 from envfarm.testing import agents
@@ -135,3 +139,9 @@ def test_a_copy_goes_on_by_itself():
         played.step(played.oracle())
     assert fork.used == 0 and played.scene.used == 5
     assert len(fork.grid.route(fork.cell, fork.held, fork.goal)) == fork.shortest
+
+
+def test_gymnasium_checker_passes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on text spaces
+        check_env(gymnasium.make("games/maze-v0", disable_env_checker=True).unwrapped, skip_render_check=True)

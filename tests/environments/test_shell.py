@@ -82,6 +82,18 @@ def test_what_is_held_out_are_pairs_of_names_and_orders_of_kinds_in_words_that_t
     assert seen["heldout"][2] <= seen["train"][2]
 
 
+def test_pairs_of_names_are_held_out_on_every_rung(spec):
+    animals = "cat dog fox owl bee ant cow pig hen bat elk eel".replace(" ", "|")
+
+    def pairs(split, rung):
+        made = [plan(spec, spec.instance(split, i, {"rung": rung})).solution for i in range(40)]
+        return {pair for lines in made for line in lines for pair in re.findall(rf"\b([a-z]+)/({animals})\b", line)}
+
+    trained = set().union(*(pairs("train", rung) for rung in range(4)))
+    held_out = set().union(*(pairs("heldout", rung) for rung in range(4)))
+    assert len(trained) > 30 and len(held_out) == 12 and not trained & held_out
+
+
 def test_careless_agents_fail_and_middling_ones_do_not_always(spec, session):
     def solved(agent, rung, count):
         games = [agents.play(session, spec.instance("train", i, {"rung": rung}), agent(i)) for i in range(count)]

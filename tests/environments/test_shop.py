@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import warnings
 from dataclasses import replace
 
+import gymnasium
 import pytest
+from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import envfarm  # noqa: F401 (registers ids)
 from envfarm.registry import default_registry, make_scene
 from envfarm.session import LocalSession
 from envfarm.testing import agents
@@ -173,3 +177,9 @@ def test_a_copy_goes_on_by_itself():
     while not fork.over:
         fork.call(fork.oracle())
     assert fork.shop.orders == played.scene.shop.orders and fork.collect() == {"agent": {"env": 1.0}}
+
+
+def test_gymnasium_checker_passes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on text spaces
+        check_env(gymnasium.make("web/shop-v0", disable_env_checker=True).unwrapped, skip_render_check=True)

@@ -21,6 +21,7 @@ from .views import WORDS, compass, exits, sight, torn_map, window
 
 TORN_SHARE = 0.25
 LEAST_REWARD = 0.6
+LEGEND = "# wall, . way, @ you, G goal; small letters keys, capital letters doors."
 
 
 class Maze(Env):
@@ -38,7 +39,12 @@ class Maze(Env):
             del self.tools["take"]
         blocks: list[Block] = [Text(self._introduction())]
         if p["map"] == "torn":
-            blocks.append(Code(torn_map(self.grid, self.cell, self.goal, TORN_SHARE, self.rng), title="torn map"))
+            blocks.append(
+                Code(
+                    torn_map(self.grid, self.cell, self.goal, TORN_SHARE, self.rng),
+                    title="torn map (# wall, . way, @ you, G goal, ? torn off)",
+                )
+            )
         return [*blocks, *self._seen()]
 
     @tool
@@ -92,7 +98,8 @@ class Maze(Env):
         if self.params["theme"] == "plain":
             return f"Reach the {self.words['goal']}."
         size = f"{self.grid.width} by {self.grid.height}"
-        return f"A {self.words['place']}, {size}. Find the {self.words['goal']} within {self.budget} actions."
+        text = f"A {self.words['place']}, {size}. Find the {self.words['goal']} within {self.budget} actions."
+        return f"{text} {LEGEND}" if self.params["view"] == "window" else text
 
     def _seen(self) -> list[Block]:
         keys, view = self._keys_left(), self.params["view"]

@@ -96,7 +96,7 @@ class LaneRunner:
         ready = np.flatnonzero(self.active & (reached >= self.length - 1))
         parts = [decode(self.cache, ready, self.length[ready])] if len(ready) else []
         if len(lanes):
-            parts.append(prefill(self.cache, lanes, resident[lanes], counts))
+            parts += prefill(self.cache, lanes, resident[lanes], counts)
         if not parts:
             return []
         logits = forward(self.weights, self.cache, plan(parts, wanted=min(1, len(ready))))
@@ -110,10 +110,11 @@ class LaneRunner:
         lane, n = np.zeros(1, dtype=np.int64), len(token_ids) - 1
         for start in range(0, n, self.prefill_chunk):
             count = min(self.prefill_chunk, n - start)
-            part = prefill(alone, lane, np.array([start]), np.array([count]))
-            logits = forward(self.weights, alone, plan([part], wanted=1))
+            parts = prefill(alone, lane, np.array([start]), np.array([count]))
+            logits = forward(self.weights, alone, plan(parts, wanted=len(parts)))
+            logits = torch.cat([logits[p.attend.start :][: len(p.rows)] for p in parts])
             targets = torch.tensor(token_ids[start + 1 : start + 1 + count])[:, None]
-            out += torch.log_softmax(logits[:count], dim=-1).gather(-1, targets)[:, 0].tolist()
+            out += torch.log_softmax(logits, dim=-1).gather(-1, targets)[:, 0].tolist()
         return out
 
     def _admit(self, request: Request) -> None:

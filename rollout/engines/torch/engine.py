@@ -113,9 +113,17 @@ class TorchEngine:
         return await self._call(lambda: runner.score(token_ids))
 
     async def update_weights(self, version: PolicyVersion, state: Mapping[str, Tensor]) -> None:
-        """Serve `version.policy` with `state` (a state dict; copied before this returns) from the next token on."""
+        """Serve `version.policy` with `state` (a state dict; copied before this returns) from the next token on.
+
+        Raises: ValueError where names or shapes do not fit, or the weights are not those that the version names.
+        """
         runner = self._runner(version.policy)
-        await self._call(lambda: runner.update(version, state))
+
+        def update() -> None:
+            _verify(version, state)
+            runner.update(version, state)
+
+        await self._call(update)
 
     async def add_policy(self, version: PolicyVersion, model: Model) -> None:
         """Serve one more policy (an older version of the learner, say). Raises: ValueError where its name is taken."""
@@ -149,6 +157,10 @@ class TorchEngine:
         else:
             config, state = load_config(model), load_state(model)
         version = self._versions.get(policy) or PolicyVersion(policy=policy, checksum=checksum(state))
+        try:
+            _verify(version, state)
+        except ValueError as e:
+            raise UserError(f"policy {policy!r}, {model if not isinstance(model, Decoder) else 'decoder'}: {e}") from None
         context = min(self._context or config.max_len, config.max_len)
         with torch.inference_mode():
             runner = LaneRunner(config, state, version, lanes=self._max_in_flight, context=context)
@@ -218,6 +230,12 @@ class TorchEngine:
         for loop in {request.future.get_loop() for request, _ in finished}:
             loop.call_soon_threadsafe(_settle_all, [i for i in finished if i[0].future.get_loop() is loop])
         return True
+
+
+def _verify(version: PolicyVersion, state: Mapping[str, Tensor]) -> None:
+    """Raises: ValueError where the version names other weights. One without a checksum names none."""
+    if version.checksum and version.checksum != (found := checksum(state)):
+        raise ValueError(f"the weights have checksum {found[:12]}, but {version} is {version.checksum[:12]}")
 
 
 def _check_ids(ids: list[int], runner: Runner) -> None:

@@ -36,7 +36,7 @@ ROWS = 16
 @dataclass
 class LayerWeights:
     qkv: Tensor  # [W, (H + 2K) * D]
-    norms: Tensor  # [H + K, D]: query norms with 1/sqrt(D), then key norms
+    norms: Tensor  # [H + K, D]: query norms with the attention scale, then key norms
     out: Tensor  # [H * D, W]
     gate_up: Tensor  # [W, 2 * ffn]
     down: Tensor  # [ffn, W]
@@ -50,28 +50,28 @@ class Weights:
         state = {k: v.detach().float() for k, v in state.items()}
         self.embedding = state["model.embed_tokens.weight"].clone()
         head = state["model.embed_tokens.weight"] if config.tie else state["lm_head.weight"]
-        self.head = (head * state["model.norm.weight"]).t().contiguous()
+        self.head = (head * state["model.norm.weight"] * config.width**0.5).t().contiguous()
         self.layers = [_layer(config, state, f"model.layers.{i}.") for i in range(config.layers)]
         angles = torch.arange(capacity, dtype=torch.float64)[:, None] * inverse_frequencies(config)
         self.rotary = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)  # [capacity, D/2]
 
 
 def _layer(config: ModelConfig, state: Mapping[str, Tensor], at: str) -> LayerWeights:
-    c, attn = config, at + "self_attn."
+    c, attn, root = config, at + "self_attn.", config.width**0.5
     pairs = torch.arange(c.head_dim).view(2, -1).t().reshape(-1)  # 0, D/2, 1, D/2+1, ...
 
     def interleaved(name: str, heads: int) -> Tensor:
         return state[f"{attn}{name}_proj.weight"].view(heads, c.head_dim, c.width)[:, pairs].reshape(-1, c.width)
 
     qkv = torch.cat((interleaved("q", c.heads), interleaved("k", c.kv_heads), state[attn + "v_proj.weight"]))
-    q_norm = state[attn + "q_norm.weight"][pairs] * c.head_dim**-0.5
-    k_norm = state[attn + "k_norm.weight"][pairs]
+    q_norm = state[attn + "q_norm.weight"][pairs]  # the attention scale and the norm's root cancel out
+    k_norm = state[attn + "k_norm.weight"][pairs] * c.head_dim**0.5
     gate_up = torch.cat((state[at + "mlp.gate_proj.weight"], state[at + "mlp.up_proj.weight"]))
     return LayerWeights(
-        qkv=(qkv * state[at + "input_layernorm.weight"]).t().contiguous(),
+        qkv=(qkv * state[at + "input_layernorm.weight"] * root).t().contiguous(),
         norms=torch.cat((q_norm.expand(c.heads, -1), k_norm.expand(c.kv_heads, -1))).contiguous(),
         out=state[attn + "o_proj.weight"].t().contiguous(),
-        gate_up=(gate_up * state[at + "post_attention_layernorm.weight"]).t().contiguous(),
+        gate_up=(gate_up * state[at + "post_attention_layernorm.weight"] * root).t().contiguous(),
         down=state[at + "mlp.down_proj.weight"].t().contiguous(),
     )
 
@@ -131,8 +131,10 @@ def forward(weights: Weights, cache: Lanes, plan: Plan) -> Tensor:
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:
-    """x over its root mean square along the last dimension; the norm's weight sits in the next matrix."""
-    return x * torch.rsqrt_(x.square().mean(dim=-1, keepdim=True).add_(eps))
+    """x over its length along the last dimension. RMSNorm is this times the root of the dimension and a weight, both
+    of which sit in what is multiplied next; its eps becomes one of the squared length."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * length.square_().add_(eps * x.shape[-1]).rsqrt_()
 
 
 def _attend(q: Tensor, cache: Lanes, layer: int, part: Attend) -> Tensor:

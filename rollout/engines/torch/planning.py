@@ -11,6 +11,8 @@ from torch import Tensor
 from rollout.engines.torch.cache import KEY_STEP, Lanes
 from rollout.engines.torch.kernels import ROWS, Attend, Plan
 
+PIECE = 64  # positions that attend together in a prefill
+
 
 @dataclass
 class Part:
@@ -49,8 +51,22 @@ def decode(cache: Lanes, lanes: np.ndarray, lengths: np.ndarray) -> Part:
     return Part(tokens, positions, write, attend, rows)
 
 
-def prefill(cache: Lanes, lanes: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Part:
-    """Compute `counts[i]` tokens of `lanes[i]` from position `starts[i]` on."""
+def prefill(cache: Lanes, lanes: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> list[Part]:
+    """Compute `counts[i]` tokens of `lanes[i]` from position `starts[i]` on.
+
+    Cut where positions cross multiples of `PIECE`, one part for the pieces between the same two: so no piece is
+    shown many keys that come after it, and short prompts are not padded to long ones.
+    """
+    stops, parts = starts + counts, []
+    for low in range(int(starts.min()) // PIECE * PIECE, int(stops.max()), PIECE):
+        first, last = np.maximum(starts, low), np.minimum(stops, low + PIECE)
+        here = np.flatnonzero(first < last)
+        if len(here):
+            parts.append(_rectangle(cache, lanes[here], first[here], (last - first)[here]))
+    return parts
+
+
+def _rectangle(cache: Lanes, lanes: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> Part:
     widest, total = int(counts.max()), int(counts.sum())
     first = np.cumsum(counts) - counts
     owner = np.repeat(np.arange(len(lanes)), counts)

@@ -52,6 +52,7 @@ def _prefilled(config: ModelConfig, weights: Weights, tokens: np.ndarray, piece:
         count = min(piece, tokens.shape[1] - start)
         # The others lag behind or lead by what their number says, so that rows of many lengths meet.
         counts = np.maximum(1, count - lanes % count)
-        part = prefill(cache, lanes, np.full(len(lanes), start), counts)
-        out.append(forward(weights, cache, plan([part], wanted=1))[:count])
+        parts = prefill(cache, lanes, np.full(len(lanes), start), counts)
+        assert len(parts) == 1  # so short a sequence is not cut
+        out.append(forward(weights, cache, plan(parts, wanted=1))[:count])
     return torch.cat(out)

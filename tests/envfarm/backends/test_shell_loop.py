@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envfarm.backends import shell_loop
-from envfarm.backends.shell_loop import Answer, ShellEnded
+from envfarm.backends.shell_loop import Answer, ShellEnded, SupervisorUp
 
 
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
@@ -29,13 +29,14 @@ def test_a_command_with_nul_is_refused() -> None:
 @given(st.binary())
 def test_no_bytes_of_an_agent_break_the_decoder(frame: bytes) -> None:
     answer = shell_loop.decode(frame)
-    assert answer is None or 0 <= answer.exit_code <= 999
+    assert answer is None or answer == SupervisorUp() or 0 <= answer.exit_code <= 999
 
 
 def test_what_the_loop_says_is_understood() -> None:
     assert shell_loop.decode(b"ab12 7 /a dir/with\nlines") == Answer(b"ab12", 7, b"/a dir/with\nlines")
     assert shell_loop.decode(b" 0 /task") == Answer(b"", 0, b"/task")
     assert shell_loop.decode(b"X 137") == ShellEnded(137)
+    assert shell_loop.decode(b"U 0") == SupervisorUp()
     assert shell_loop.decode(b"X x") is None
 
 

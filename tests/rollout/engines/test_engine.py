@@ -13,6 +13,7 @@ import torch
 
 from envfarm.errors import CapabilityError, InfraError, UnknownIdError, UserError
 from rollout.engines.base import require
+from rollout.engines.torch.checkpoint import checksum
 from rollout.engines.torch.config import ModelConfig
 from rollout.engines.torch.engine import TorchEngine
 from rollout.engines.torch.model import Decoder
@@ -144,6 +145,8 @@ def test_bad_requests_are_refused_and_harm_nobody() -> None:
         before = await engine.score([1, 2, 3], policy="learner")
         with pytest.raises(ValueError, match="missing"):
             await engine.update_weights(PolicyVersion(policy="learner", number=1), {})
+        with pytest.raises(ValueError, match=r"the weights have checksum .* but learner@0\.1 is beef"):
+            await engine.update_weights(PolicyVersion(policy="learner", number=1, checksum="beef"), B.state_dict())
         assert await engine.score([1, 2, 3], policy="learner") == before
         assert engine.version("learner").number == 0
 
@@ -193,6 +196,9 @@ def test_a_folder_serves_like_the_decoder_it_was_saved_from(tmp_path: Path) -> N
 def test_impossible_engines_are_refused() -> None:
     with pytest.raises(UserError, match="at least one policy"):
         TorchEngine({})
+    other = TorchEngine({"learner": A}, versions={"learner": PolicyVersion(policy="learner", checksum=checksum(B.state_dict()))})
+    with pytest.raises(UserError, match="policy 'learner', decoder: the weights have checksum"):
+        asyncio.run(other.start())
     with pytest.raises(UserError, match="max_in_flight is 0"):
         TorchEngine({"learner": A}, max_in_flight=0)
     with pytest.raises(CapabilityError, match="lacks images"):
