@@ -2,8 +2,9 @@
 
 The peer lives in an environment of its own (made once in the cache directory) and is driven by its own `evaluate`, at
 64 at once; its other setting, no limit, is shown beside it. Ours plays the same questions with the `openai` engine and
-64 in flight, without a store, as `evaluate` has none by default. Beside it: everything in this process with an engine
-that answers at once, tokens, node tree and store included, over the peer's rollouts through the server.
+64 in flight, without a store, as `evaluate` has none by default. Then everything in this process with an engine that
+answers at once, tokens, logprobs and node tree included, over the peer's rollouts through the server; once more with
+every episode made durable in a store.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from rollout.types import PolicyVersion, SamplingParams
 
 HERE = Path(__file__).parent / "answer"
 AT_ONCE = 64
-COUNT, COUNT_IN_PROCESS = 512, 4096
+COUNT, COUNT_IN_PROCESS = 256, 2000
 PEER = "verifiers==0.1.14"
 
 
@@ -114,11 +115,14 @@ def ours(spec: EnvSpec, policy: Policy, count: int, store: Store | None = None) 
     return uvloop.run(run())
 
 
-def in_process(spec: EnvSpec) -> float:
+def in_process(spec: EnvSpec, *, stored: bool) -> float:
     tokenizer = BPETokenizer.train([f"Answer with the number {i}." for i in range(10)], vocab_size=300)
     renderer = CompactRenderer(tokenizer)
+    policy = EnginePolicy(PolicyVersion("policy"), InstantEngine(renderer), renderer)
+    if not stored:
+        return ours(spec, policy, COUNT_IN_PROCESS)
     with tempfile.TemporaryDirectory() as folder, Store.create(Path(folder) / "store") as store:
-        return ours(spec, EnginePolicy(PolicyVersion("policy"), InstantEngine(renderer), renderer), COUNT_IN_PROCESS, store)
+        return ours(spec, policy, COUNT_IN_PROCESS, store)
 
 
 def main() -> None:
@@ -136,7 +140,8 @@ def main() -> None:
         rows: list[Row] = [
             measure("one server, 64 at once", through_the_server, lambda: theirs(COUNT), goal=">=3", unit=unit),
             measure("one server, the peer without a limit", through_the_server, lambda: unlimited(COUNT), unit=unit, rounds=3),
-            measure("ours in process, with store", lambda: in_process(spec), lambda: theirs(COUNT), goal=">=30", unit=unit),
+            measure("ours in process", lambda: in_process(spec, stored=False), lambda: theirs(COUNT), goal=">=30", unit=unit),
+            measure("ours in process, stored as well", lambda: in_process(spec, stored=True), unit=unit, rounds=3),
         ]
     finish("rollouts", rows)
 

@@ -25,8 +25,8 @@ from envfarm.worker.pool import WorkerPool
 
 HERE = Path(__file__).parent
 MANY = 200
-STEPS = {1: 1500, MANY: 12_000}
-"""Per round, over all sessions."""
+ROUND_S = 2.0
+"""How long one round steps, on either side."""
 
 Step = Callable[[], Awaitable[object]]
 
@@ -34,15 +34,17 @@ Step = Callable[[], Awaitable[object]]
 async def steps_per_s(open_session: Callable[[], Awaitable[Step]], sessions: int) -> float:
     """All sessions step at once, each as soon as it has its answer."""
     steppers = [await open_session() for _ in range(sessions)]
-    each = STEPS[sessions] // sessions
+    start = time.perf_counter()
+    taken = 0
 
     async def drive(step: Step) -> None:
-        for _ in range(each):
+        nonlocal taken
+        while time.perf_counter() - start < ROUND_S:
             await step()
+            taken += 1
 
-    start = time.perf_counter()
     await asyncio.gather(*(drive(step) for step in steppers))
-    return sessions * each / (time.perf_counter() - start)
+    return taken / (time.perf_counter() - start)
 
 
 def official(url: str, sessions: int) -> float:

@@ -58,7 +58,7 @@ class Store:
         self._lock = lock  # a held descriptor where this store is written
         self._segments = {e.name: Segment(path / "segments", e) for e in manifest.segments}
         self._cache: OrderedDict[str, dict[str, Episode]] = OrderedDict()
-        self._fresh: dict[str, Episode] = {}
+        self._fresh: dict[str, bytes] = {}  # not sealed yet: journal records by episode id
         self._late: list[tuple[str, RewardEntry]] = []  # appended since the last seal
         self._late_sealed: dict[str, list[RewardEntry]] = {}
         self.index = Index()
@@ -136,10 +136,7 @@ class Store:
         """
         if episode.id in self.index.by_id:
             raise ValueError(f"episode {episode.id} is stored already")
-        payload = self._put(EpisodeRecord(episode))
-        record = _decoder.decode(payload)  # a copy that nobody else changes, with every number of its declared type
-        assert isinstance(record, EpisodeRecord)
-        self._take(record.episode)
+        self._take(episode, self._put(EpisodeRecord(episode)))
         self._seal_when_due()
 
     def append_reward(self, episode_id: str, entry: RewardEntry) -> None:
@@ -158,15 +155,10 @@ class Store:
         assert self._journal is not None, "open for reading"
         if not self._fresh and not self._late:
             return
-        writer = TableWriter()
-        for episode in sorted(self._fresh.values(), key=lambda e: self.index.by_id[e.id].key):
-            writer.add(episode)
-        for episode_id, entry in self._late:
-            writer.add_reward(episode_id, entry, appended=True)
-        name = f"{self._number:06d}"
+        tables, name = self._unsealed_tables(), f"{self._number:06d}"
         try:
             self._journal.sync()
-            entry_ = write_segment(self.path / "segments", name, writer.tables())
+            entry_ = write_segment(self.path / "segments", name, tables)
         except OSError as error:
             raise _refused(self.path, error) from error
         self.manifest.segments.append(entry_)
@@ -223,8 +215,9 @@ class Store:
 
     @property
     def unsealed(self) -> list[Episode]:
-        """Episodes that are still in the journal."""
-        return list(self._fresh.values())
+        """Episodes that are still in the journal, in dispatch order."""
+        ids = sorted(self._fresh, key=lambda i: self.index.by_id[i].key)
+        return [_episode(self._fresh[i]) for i in ids]
 
     def late_ids(self) -> set[str]:
         """Ids that rewards were appended to."""
@@ -251,7 +244,7 @@ class Store:
 
     def _unsealed_tables(self) -> dict[str, Any]:
         writer = TableWriter()
-        for episode in self._fresh.values():
+        for episode in self.unsealed:
             writer.add(episode)
         for episode_id, entry in self._late:
             writer.add_reward(episode_id, entry, appended=True)
@@ -263,8 +256,8 @@ class Store:
         self._journal.append(payload)
         return payload
 
-    def _take(self, episode: Episode) -> None:
-        self._fresh[episode.id] = episode
+    def _take(self, episode: Episode, payload: bytes) -> None:
+        self._fresh[episode.id] = payload
         self.index.add(Entry.of(episode, segment=None))
 
     def _seal_when_due(self) -> None:
@@ -287,7 +280,7 @@ class Store:
 
     def _load(self, entry: Entry) -> Episode:
         if entry.segment is None:
-            episode = self._fresh[entry.id]
+            episode = _episode(self._fresh[entry.id])
         else:
             episode = self._segment_episodes(entry.segment)[entry.id]
         late = [*self._late_sealed.get(entry.id, []), *(r for i, r in self._late if i == entry.id)]
@@ -319,7 +312,7 @@ class Store:
                 continue
             record = _decoder.decode(frame.payload)
             if isinstance(record, EpisodeRecord):
-                self._take(record.episode)
+                self._take(record.episode, frame.payload)
             else:
                 self._late.append((record.episode_id, record.entry))
 
@@ -362,6 +355,13 @@ class Store:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _episode(payload: bytes) -> Episode:
+    """A stored episode: a copy that nobody else changes, with every number of its declared type."""
+    record = _decoder.decode(payload)
+    assert isinstance(record, EpisodeRecord)
+    return record.episode
 
 
 def lock_store(path: Path) -> int:
