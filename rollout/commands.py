@@ -234,8 +234,7 @@ def run_eval(
             there = [c for c in choices if split in c.spec.splits]
             with progress_bar(console, f"eval {split}", count) as advance:
                 results[split] = await evaluate(
-                    rollouts, there, split, count, "policy", sampling=sampling, progress=advance,
-                        stage=f"{own.get('stage', 'eval')}/{split}",  # the same name, the same seeds as in the run
+                    rollouts, there, split, count, "policy", sampling=sampling, stage=f"eval/{split}", progress=advance
                 )
         return results
 

@@ -74,8 +74,10 @@ async def _play(
     recorder: Recorder,
     terms: Terms,
 ) -> None:
-    clock = _Stopwatch(episode)
-    turn = await clock.env(session.reset(instance))
+    timings, now = episode.timings, time.perf_counter
+    started = now()
+    turn = await session.reset(instance)
+    timings.env_s += now() - started
     episode.opening_output = turn.command_output
     episode.tools = [tool.as_mcp() for tool in turn.tools]
     taken = dict.fromkeys(policies, 0)
@@ -90,13 +92,18 @@ async def _play(
             tools=episode.tools, episode_id=episode.id, messages=messages[role], used_tokens=sampled[role],
             token_budget=terms.token_budget,
         )  # fmt: skip
-        reply = await clock.policy(policies[role].reply(moment))
+        started = now()
+        reply = await policies[role].reply(moment)
+        answered = now()
+        timings.engine_s += answered - started
         sampled[role] += reply.sampled_tokens
         if reply.stop is not None:
-            turn = await clock.env(session.finish(reply.stop))
+            turn = await session.finish(reply.stop)
+            timings.env_s += now() - answered
             _note(episode, turn, taken)
             break
-        shown, turn = turn, await clock.env(session.step(reply.action))
+        shown, turn = turn, await session.step(reply.action)
+        timings.env_s += now() - answered
         taken[role] += 1
         episode.steps.append(_step(role, shown, reply, turn))
         _note(episode, turn, taken)
@@ -133,24 +140,3 @@ def _conclude(episode: Episode, turn: Turn, terms: Terms) -> None:
             totals[entry.seat] = totals.get(entry.seat, 0.0) + entry.value
     episode.reward = totals
     episode.success = {seat: total >= terms.solved_at - 1e-9 for seat, total in totals.items()}
-
-
-class _Stopwatch:
-    """Adds the seconds of what it awaits to the episode's timings."""
-
-    def __init__(self, episode: Episode):
-        self._timings = episode.timings
-
-    async def env(self, call: Any) -> Turn:
-        started = time.perf_counter()
-        try:
-            return await call
-        finally:
-            self._timings.env_s += time.perf_counter() - started
-
-    async def policy(self, call: Any) -> Reply:
-        started = time.perf_counter()
-        try:
-            return await call
-        finally:
-            self._timings.engine_s += time.perf_counter() - started

@@ -125,27 +125,27 @@ class Rollouts:
         self, requests: Sequence[GroupRequest], progress: Callable[[Episode], None] | None = None
     ) -> AsyncIterator[Group]:
         """Groups in dispatch order, each as soon as it and those before it are complete. Leaving early calls off the rest."""
-        futures: deque[asyncio.Future[Group]] = deque()
-        futures.extend(asyncio.get_running_loop().create_future() for _ in requests)
-        dispatcher = asyncio.create_task(self._dispatch(requests, list(futures), progress))
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Group]] = [loop.create_future() for _ in requests]
+        dispatcher = asyncio.create_task(self._dispatch(requests, futures, progress))
         try:
-            while futures:
-                both: list[asyncio.Future[Any]] = [dispatcher, futures[0]]
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                if not futures[0].done():
-                    dispatcher.result()  # raises what ended it
-                yield futures.popleft().result()
+            for future in futures:
+                yield await future
             await dispatcher
         finally:
             dispatcher.cancel()
             await asyncio.gather(dispatcher, return_exceptions=True)
+            for future in futures:
+                if future.done() and not future.cancelled():
+                    future.exception()  # seen: nobody is coming to await it any more
 
     async def _dispatch(
         self,
         requests: Sequence[GroupRequest],
-        futures: list[asyncio.Future[Group]],
+        futures: Sequence[asyncio.Future[Group]],
         progress: Callable[[Episode], None] | None,
     ) -> None:
+        """Admit groups in order. What breaks one is raised where the first group that is missing is awaited."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 for request, future in zip(requests, futures, strict=True):
@@ -153,7 +153,11 @@ class Rollouts:
                     group = tasks.create_task(self._group(request, future, lease, progress))
                     group.add_done_callback(lease.close)  # also of a task that never began
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            for number, future in enumerate(f for f in futures if not f.done()):
+                if number == 0:
+                    future.set_exception(_first(failures))
+                else:
+                    future.cancel()
 
     async def _group(
         self,
@@ -162,18 +166,17 @@ class Rollouts:
         lease: Lease,
         progress: Callable[[Episode], None] | None,
     ) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            members = [tasks.create_task(self._member(request, m, progress)) for m in range(request.size)]
-            for task in members:
-                task.add_done_callback(lambda _: lease.give_one())
-        future.set_result(
-            Group(
-                id=request.id,
-                env=request.env,
-                instance_hash=request.instance.hash,
-                episodes=[m.result() for m in members],
-            )
-        )
+        if request.size == 1:
+            episodes = [await self._member(request, 0, progress)]
+        else:
+            async with asyncio.TaskGroup() as tasks:
+                members = [tasks.create_task(self._member(request, m, progress)) for m in range(request.size)]
+                for task in members:
+                    task.add_done_callback(lease.give_one)
+            episodes = [m.result() for m in members]
+        if not future.done():  # else whoever awaited it was called off
+            hash_ = request.instance.hash
+            future.set_result(Group(id=request.id, env=request.env, instance_hash=hash_, episodes=episodes))
 
     async def _member(self, request: GroupRequest, member: int, progress: Callable[[Episode], None] | None) -> Episode:
         episode = await self._settle(request, member)
@@ -301,7 +304,7 @@ class Lease:
     def __init__(self, permits: Permits, count: int):
         self._permits, self._held = permits, count
 
-    def give_one(self) -> None:
+    def give_one(self, _: object = None) -> None:
         if self._held:
             self._held -= 1
             self._permits.release()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -63,53 +64,65 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def show(console: Console, summary: Mapping[str, Any]) -> None:
-    """The last screen."""
+    """The last screen; it fits 80 columns."""
     stages, logger = summary["stages"], summary.get("logging_agent")
     splits = list(dict.fromkeys(s for row in stages.values() for s in row))
-    table = Table("policy", *splits, title="Success, with 95 % intervals", title_justify="left")
+    table = _table("Success, with 95 % intervals", "policy", *splits)
     if logger:
-        shown = {s: text_of(logger) if s == logger.get("split") else "" for s in splits}
-        table.add_row("[dim]logging agent[/]", *(shown[s] for s in splits))
+        cells = (text_of(logger) if s == logger.get("split") else "" for s in splits)
+        table.add_row("[dim]logging agent[/]", *cells)
     for stage, row in stages.items():
         table.add_row(stage, *(text_of(row[s]) if s in row else "" for s in splits))
     console.print(table)
-    envs = list(dict.fromkeys(env for row in stages.values() for s in row.values() for env in s["by_env"]))
-    table = Table("environment", "split", *stages, title="By environment", title_justify="left")
-    for env in envs:
-        for split in splits:
-            cells = [
-                text_of(row[split]["by_env"][env]) if env in row.get(split, {}).get("by_env", {}) else ""
-                for row in stages.values()
-            ]
-            table.add_row(env, split, *cells)
-    console.print(table)
+    _show_environments(console, stages, splits)
     _show_paired(console, summary["paired"])
     seconds = {k: v for k, v in summary["wall_s"].items() if isinstance(v, int | float)}
     console.print("Wall time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
     if summary.get("report"):
-        console.print(f"Report: {summary['report']}")
+        console.print(f"Report: {summary['report']}", soft_wrap=True)
+
+
+def _show_environments(console: Console, stages: Mapping[str, Any], splits: list[str]) -> None:
+    table = _table("By environment", "environment", "split", *stages)
+    for env in dict.fromkeys(env for row in stages.values() for s in row.values() for env in s["by_env"]):
+        for split in splits:
+            parts = [row.get(split, {}).get("by_env", {}).get(env) for row in stages.values()]
+            table.add_row(env, split, *("" if p is None else share_of(p) for p in parts))
+    console.print(table)
 
 
 def _show_paired(console: Console, differences: Mapping[str, Any]) -> None:
-    if not differences:
-        return
-    table = Table("difference", "split", "all", "by environment", title="Paired on the same instances", title_justify="left")
-    for name, splits in differences.items():
-        for split, row in splits.items():
-            parts = "  ".join(f"{env} {difference_of(part)}" for env, part in row["by_env"].items())
-            table.add_row(name.replace("_", " "), split, difference_of(row), parts)
-    console.print(table)
+    """Where it counts: on instances that were not trained on. The other splits stand in the JSON."""
+    envs = list(dict.fromkeys(e for d in differences.values() for row in d.values() for e in row.get("by_env", {})))
+    for split in ("heldout", "real"):
+        rows = {name: d[split] for name, d in differences.items() if split in d}
+        if rows:
+            table = _table(f"Differences on {split}, instance by instance", "", "all", *envs)
+            for name, row in rows.items():
+                parts = [row.get("by_env", {}).get(e) for e in envs]
+                table.add_row(
+                    name.replace("_minus_", " - "), difference_of(row), *("" if p is None else difference_of(p) for p in parts)
+                )
+            console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
 
 
 def text_of(row: Mapping[str, Any]) -> str:
     if not row["episodes"]:
         return "none"
-    return f"{row['success']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}] n={row['episodes']}"
+    return f"{row['success']:.3f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]"
+
+
+def share_of(row: Mapping[str, Any]) -> str:
+    """Shorter: half the interval's width behind the share."""
+    return f"{row['success']:.2f} ±{(row['ci95'][1] - row['ci95'][0]) / 2:.2f}" if row["episodes"] else "none"
 
 
 def difference_of(row: Mapping[str, Any]) -> str:
-    if not row["episodes"]:
-        return "none"
-    if row["episodes"] < 2:
-        return f"{row['mean']:+.3f}"
-    return f"{row['mean']:+.3f} ±{(row['ci95'][1] - row['ci95'][0]) / 2:.3f}"
+    return f"{row['mean']:+.3f} ±{(row['ci95'][1] - row['ci95'][0]) / 2:.3f}" if row["episodes"] else "none"

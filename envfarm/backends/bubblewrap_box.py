@@ -19,7 +19,6 @@ from envfarm.backends.tarball import pack, unpack
 from envfarm.box import WORKDIR, BoxSpec, Entry, ExecResult, Snapshot
 from envfarm.errors import BoxDied, InfraError
 
-START_TIMEOUT_S = 30.0
 SNAPSHOT_BYTES = 64 << 20
 _STOP_S = 5.0
 
@@ -51,7 +50,7 @@ class BubblewrapBox:
     async def up(self) -> None:
         """Wait until the shell answers, then take hold of the box's files. Raises InfraError."""
         try:
-            supervisor = await self._shell.up(self._process.pid, START_TIMEOUT_S)
+            supervisor = await self._shell.up(self._process.pid)
             self._first_process = os.pidfd_open(supervisor)
             for mount in (WORKDIR, "/tmp", rootfs.STDIN_DIR):
                 fd = os.open(f"/proc/{supervisor}/root{mount}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -45,6 +45,7 @@ class Counts:
 
 class Meter(Protocol):
     kernel_counts: bool  # whether `counts` is told by the kernel
+    rate_is_late: bool  # whether `hold_rate` does something
 
     def enter(self) -> list[str]:
         """Files to write a `0` into, by process 1 itself or one above it, before there is an agent's shell."""
@@ -78,7 +79,7 @@ class Meter(Protocol):
 class RlimitMeter:
     """For a machine without writable control groups."""
 
-    kernel_counts = False
+    kernel_counts = rate_is_late = False
 
     def __init__(self, spec: BoxSpec):
         self._spec = spec
@@ -132,6 +133,7 @@ class CgroupMeter:
         self._groups = groups
         self._dirs = {c: parent / name for c, parent in groups.parents.items()}
         self._baseline = b""
+        self.rate_is_late = self._dirs["cpu"] not in (self._dirs[c] for c in COUNTED)
         for directory in dict.fromkeys(self._dirs.values()):
             directory.mkdir()
         for controller, file, value in groups.settings(spec):
@@ -159,8 +161,6 @@ class CgroupMeter:
     def hold_rate(self) -> None:
         """Where `cpu` is a hierarchy of its own, entering it costs the start of a box several milliseconds on a busy
         machine (the task goes to the end of another queue), so only long commands enter. Elsewhere they are in it."""
-        if self._dirs["cpu"] in (self._dirs[c] for c in COUNTED):
-            return
         for pid in self.members():
             with suppress(OSError):  # ended meanwhile, or the whole box did
                 _write(self._dirs["cpu"] / self._groups.enter_file, str(pid))
@@ -215,19 +215,18 @@ class Groups:
 
     def sweep(self) -> int:
         """Remove the groups of owners that are gone, killing what may still be in them. Returns how many."""
-        swept = 0
-        for parent in dict.fromkeys(self.parents.values()):
-            for directory in parent.glob(f"{_PREFIX}*-*-*"):
-                pid, ticks = directory.name.removeprefix(_PREFIX).split("-")[:2]
-                if not pid.isdigit() or str(processes.start_ticks(int(pid))) == ticks:
-                    continue
-                with suppress(FileNotFoundError):
-                    for member in (directory / "cgroup.procs").read_bytes().split():
-                        with suppress(ProcessLookupError):
-                            os.kill(int(member), 9)
-                self.remove([directory])
-                swept += 1
-        return swept
+        found: set[Path] = set()
+        for parent in self.parents.values():
+            # an owner of another session had its groups beside ours
+            found |= {*parent.glob(f"{_PREFIX}*-*-*"), *parent.parent.glob(f"*/{_PREFIX}*-*-*")}
+        gone = [directory for directory in found if _owner_is_gone(directory.name)]
+        for directory in gone:
+            with suppress(FileNotFoundError):
+                for member in (directory / "cgroup.procs").read_bytes().split():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(member), 9)
+        self.remove(gone)
+        return len(gone)
 
     def works(self) -> bool:
         """Whether a process can really enter a group made here."""
@@ -315,6 +314,11 @@ def _find_v2(mounts: str, own: str) -> Groups | None:
             if {"memory", "pids", "cpu"} <= set(handed_down):
                 return GroupsV2(dict.fromkeys(CONTROLLERS, parent))
     return None
+
+
+def _owner_is_gone(name: str) -> bool:
+    pid, ticks = name.removeprefix(_PREFIX).split("-")[:2]
+    return pid.isdigit() and str(processes.start_ticks(int(pid))) != ticks
 
 
 def _write(file: Path, value: str) -> None:

@@ -31,6 +31,7 @@ TICK_S = 0.05
 FLOOD = 64
 """A command that writes this many times its kept output is ended for it."""
 
+START_TIMEOUT_S = 30.0
 _SETTLE_S = 5.0
 _CHUNK = 1 << 16
 _KILLED = 128 + signal.SIGKILL
@@ -82,9 +83,9 @@ class Watch:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._tick_s, self._tick) if self._shells else None
         for shell in list(self._shells):
             shell.check(loop.time())
-        self._timer = loop.call_later(self._tick_s, self._tick) if self._shells else None
 
 
 @dataclass
@@ -124,13 +125,9 @@ class Shell:
         for fd, callback in self._callbacks.items():
             self._loop.add_reader(fd, callback)
 
-    async def up(self, monitor: int, timeout_s: float) -> int:
+    async def up(self, monitor: int) -> int:
         """Wait for the supervisor; returns its pid. The shell comes up meanwhile, before the first command. Raises BoxDied."""
-        try:
-            await asyncio.wait_for(self._up, timeout_s)
-        except TimeoutError:
-            self.close(f"it was not up within {timeout_s:.0f} s")
-            self.require()
+        await self._within(self._up, START_TIMEOUT_S)
         self._monitor = monitor
         below = processes.children(monitor)
         if not below:
@@ -139,16 +136,13 @@ class Shell:
         self._supervisor = below[0]
         return self._supervisor
 
-    async def _learn_shell(self) -> None:
-        """Wait for a shell that is being forked and learn its pid: the only living child of the supervisor now."""
-        await self._ready
-        shells = [p for p in processes.children(self._supervisor) if processes.alive(p)]
-        if not shells:
-            self.close("its first processes ended")
+    async def _within(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
+        """A cancelled call leaves the waiter to the next one."""
+        try:
+            await asyncio.wait_for(asyncio.shield(waiter), timeout_s)
+        except TimeoutError:
+            self.close(f"no shell was up within {timeout_s:.0f} s")
             self.require()
-        self._pid = shells[0]
-        processes.prefer_to_end(self._pid)
-        self._meter.adopt((self._supervisor, self._pid))
 
     def said(self) -> str:
         """What came on standard error that no command took: bwrap's own complaint, where it did not come up."""
@@ -180,7 +174,7 @@ class Shell:
         if self._running is not None:
             raise RuntimeError("a command is still running in this box; it takes one at a time")
         limit_s = self._spec.exec_timeout_s if timeout_s is None else min(timeout_s, self._spec.exec_timeout_s)
-        frame = self._frame(command, stdin_path)
+        shell_loop.check(command)
         running = self._running = Running(
             deadline=self._loop.time() + limit_s,
             cpu_until=self._meter.cpu_s() + self._spec.exec_cpu_s,
@@ -188,11 +182,8 @@ class Shell:
         )
         self._watch.add(self)
         try:
-            if not self._pid:
-                await self._learn_shell()
-            elif self._ended:
-                await self._renew()
-                frame = self._frame(command, stdin_path)
+            await self._have_shell()
+            frame = self._frame(command, stdin_path)
             answer = await self._converse(frame)
             await self._clear(answer)
         except asyncio.CancelledError:
@@ -227,17 +218,18 @@ class Shell:
             await self._loop.sock_sendall(self._control, data[sent:])
 
     async def _clear(self, answer: Answer | ShellEnded) -> None:
-        """End what the command left behind; a new shell where the old one ended."""
+        """End what the command left behind."""
         if isinstance(answer, Answer):
             self._cwd = answer.cwd
             if self._meter.idle():
                 return
             self._end_processes(spare_shell=True)
             await self._until(lambda: self._ended or not self._others({self._pid}))
-            if not self._ended:
-                await self._reaped()
-                return
-        await self._renew()
+        if not self._ended:
+            await self._reaped()
+            return
+        self._end_processes(spare_shell=False)
+        await self._until(lambda: not self._others(set()))
 
     def _end_processes(self, *, spare_shell: bool) -> None:
         spare = {self._monitor, self._supervisor} | ({self._pid} if spare_shell else set())
@@ -264,23 +256,35 @@ class Shell:
                 self.close("its processes could not be ended")
             await asyncio.sleep(0.0005)
 
-    async def _renew(self) -> None:
-        """A new shell in the old one's directory. Nothing else may live when it is forked, so that its pid is known."""
-        self._end_processes(spare_shell=False)
-        await self._until(lambda: not self._others(set()))
-        self._ready = self._loop.create_future()
-        self._ended = False
-        await self._send(shell_loop.GO)
-        await self._learn_shell()
-        await self._converse(self._frame(shell_loop.go_to(self._cwd)))
+    async def _have_shell(self) -> None:
+        """The first shell, or a new one in the last one's directory. Its pid is known, as nothing else lives just then."""
+        renewed = self._ended
+        if renewed:
+            self._ended, self._pid = False, 0
+            self._ready = self._loop.create_future()
+            await self._send(shell_loop.GO)
+        if not self._pid:
+            await self._within(self._ready, START_TIMEOUT_S)
+            shells = [p for p in processes.children(self._supervisor) if processes.alive(p)]
+            if not shells:
+                self.close("its first processes ended")
+                self.require()
+            self._pid = shells[0]
+            processes.prefer_to_end(self._pid)
+            self._meter.adopt((self._supervisor, self._pid))
+        if renewed:
+            await self._converse(self._frame(shell_loop.go_to(self._cwd)))
 
     async def _abandon(self) -> None:
         """The caller was cancelled: end the command all the same, so that the box stays usable."""
         with suppress(BoxDied):
             self.require()
+            if not self._ended:
+                await self._have_shell()
+                self._end_processes(spare_shell=False)
+                await self._until(lambda: self._ended)
             self._end_processes(spare_shell=False)
-            await self._until(lambda: self._ended)
-            await self._renew()
+            await self._until(lambda: not self._others(set()))
             self._stdout.take(), self._stderr.take()
 
     # --- what became of it ----------------------------------------------------------------------------------------
@@ -355,7 +359,7 @@ class Shell:
         running = self._running
         if running is None or self._answer is None or self._answer.done():
             return
-        if not self._rate_held:
+        if self._meter.rate_is_late and not self._rate_held:
             self._rate_held = True
             self._loop.run_in_executor(None, self._meter.hold_rate)
         if running.attempts == 0:

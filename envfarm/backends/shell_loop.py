@@ -122,10 +122,15 @@ class SupervisorUp:
     """Process 1 runs; the first shell is about to."""
 
 
-def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:
-    """One frame. Raises ValueError where the command holds a NUL, which no shell can carry."""
+def check(command: str) -> None:
+    """Raises ValueError where the command holds a NUL, which no shell can carry."""
     if "\0" in command:
         raise ValueError("a shell command cannot hold a NUL character; write such bytes to a file with Box.write")
+
+
+def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:
+    """One frame."""
+    check(command)
     text = command.encode("utf-8", "surrogateescape")
     return b"%s %d %s\n%s\n" % (nonce.encode(), text.count(b"\n") + 1, stdin_path.encode(), text)
 

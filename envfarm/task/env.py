@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from envfarm.box import WORKDIR, SyncBox
+from envfarm.box import SyncBox
 from envfarm.env import Env, Observed
 from envfarm.errors import SpecError, VerifierFault
 from envfarm.task import checks, stock
@@ -46,11 +46,13 @@ class Plan:
     def __init__(self, task: TaskSpec, templates: Templates, instance: Instance):
         self.task, self.templates, self.instance = task, templates, instance
         self.expected: checks.State | None = None
+        self.solving = Lock()
         self.prompt = self.render(task.prompt)
         written = {self.render(path).strip(): self.render(content) for path, content in task.files.items()}
         self.files = {path: text for path, text in written.items() if path}
         self.setup = self.render(task.setup) if task.setup else ""
-        self.artifacts = tuple(self.render(path) for path in task.check.same_as_solution or task.artifacts)
+        compared = [self.render(path) for path in task.check.same_as_solution or task.artifacts]
+        self.artifacts = tuple(checks.absolute(checks.relative(path)) for path in compared)
 
     def names(self) -> dict[str, Any]:
         return {**self.instance.params, "row": self.instance.row, "rng": fresh_rng(self.instance)}
@@ -156,7 +158,8 @@ class TaskEnv(Env):
         if not extra:
             return ""
         option = "-r " if found[extra[0]][0] == "directory" else ""
-        return f"rm {option}{shlex.quote(extra[0])}"
+        path = f"./{extra[0]}" if extra[0].startswith("-") else extra[0]
+        return f"rm {option}{shlex.quote(path)}"
 
     def random_action(self, rng: np.random.Generator) -> Action:
         if "shell" not in (self.stock or ()):
@@ -191,22 +194,23 @@ class TaskEnv(Env):
         return self.box
 
     def _compared(self) -> tuple[str, ...]:
-        """What is copied out: what the check names, else `artifacts`, else the whole workdir."""
-        return self.plan.artifacts or (WORKDIR,)
+        """What is copied out: what the check names, else `artifacts`."""
+        return self.plan.artifacts
 
     def _state(self) -> checks.State:
         return checks.state_of(self._place(), self._compared()) or checks.State({}, {})
 
     def expected(self) -> checks.State:
         """What the solution leaves in a fresh box of the same start. Raises: VerifierFault where a line of it fails."""
-        if self.plan.expected is None:
-            with self.fresh_box() as box:
-                self.plan.build(box)
-                for line in self.plan.solution:
-                    result = box.exec(line)
-                    if result.exit_code or result.limit:
-                        raise VerifierFault(f"solution line {line!r}: exit {result.exit_code}: {result.text[-300:]}")
-                self.plan.expected = checks.state_of(box, self._compared())
+        with self.plan.solving:  # the group's other episodes wait instead of solving it again
+            if self.plan.expected is None:
+                with self.fresh_box() as box:
+                    self.plan.build(box)
+                    for line in self.plan.solution:
+                        result = box.exec(line)
+                        if result.exit_code or result.limit:
+                            raise VerifierFault(f"solution line {line!r}: exit {result.exit_code}: {result.text[-300:]}")
+                    self.plan.expected = checks.state_of(box, self._compared())
         if self.plan.expected is None:
             raise VerifierFault("the solution leaves links, special files or too much to compare")
         return self.plan.expected

@@ -56,8 +56,9 @@ class Probe:
         return [s for s in self.spec.splits if s in TRIED]
 
     @property
-    def rungs(self) -> list[int]:
-        return list(range(len(self.spec.ladder)))
+    def rungs(self) -> list[int | None]:
+        """The ladder's rungs; without a ladder the whole range, as one."""
+        return list(range(len(self.spec.ladder))) or [None]
 
     @property
     def judged_by_value(self) -> bool:
@@ -182,7 +183,7 @@ def _numpy_state() -> str:
 
 def solved_by_oracle(probe: Probe) -> str:
     """The oracle reaches `solved_at` on every instance tried, of every split and rung."""
-    longest: dict[int, int] = {}
+    longest: dict[int | None, int] = {}
     session, count = probe.session(), 0
     for split in probe.splits:
         for rung in probe.rungs:
@@ -214,7 +215,7 @@ def floor(probe: Probe) -> str:
             allowed = FLOOR if rung else 2 * FLOOR
             if solved / tried > allowed:
                 raise Failed(f"{name} agent solved {solved} of {tried} on rung {rung}; at most {allowed:.0%} is allowed")
-            seen.append(f"{name}@{rung} {solved}/{tried}")
+            seen.append(f"{name}{'' if rung is None else f'@{rung}'} {solved}/{tried}")
     return ", ".join(seen)
 
 

@@ -1,15 +1,16 @@
-"""Sessions in a worker, as a rollout uses them: `AsyncSession`, and the connection under it.
+"""Sessions in a worker, as a rollout uses them: `AsyncSession`, and the connection under them.
 
-A connection carries one session at a time, one request at a time; it is kept for the next session unless it ended
-with a request under way. A connection that breaks raises `WorkerDied`: an infrastructure error, never a reward.
+Sessions share one connection per worker, each on a channel of its own, so that what many of them say at a time goes
+out in one write. A connection that breaks raises `WorkerDied`: an infrastructure error, never a reward.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -17,8 +18,8 @@ from envfarm.errors import EnvironmentFault, InfraError, WorkerDied
 from envfarm.session import Turn
 from envfarm.tools import Action
 from envfarm.worker import protocol, websocket
-from envfarm.worker.protocol import Failed, Finish, Fork, Oracle, Random, Reply, Request, Reset, Step
-from envfarm.worker.websocket import CLOSE, PING, PONG, FrameParser, WebSocketError
+from envfarm.worker.protocol import Finish, Fork, Oracle, Random, Reply, Request, Reset, Step
+from envfarm.worker.websocket import BINARY, CLOSE, PING, PONG, FrameParser, WebSocketError
 
 if TYPE_CHECKING:
     from envfarm.spec import EnvSpec, Instance
@@ -38,29 +39,27 @@ class Address:
 
 
 class Wire(Protocol):
-    """One session's connection: over a socket, or (`envfarm.worker.local`) without one."""
+    """One session's channel: on a connection, or (`envfarm.worker.local`) without one."""
 
     async def ask(self, request: Request) -> Reply:
         """Raises: WorkerDied."""
         ...
 
     async def attach(self, session_id: str) -> Wire:
-        """A second connection, to a forked session."""
+        """A second channel, to a forked session. Raises: WorkerDied, InfraError."""
         ...
 
-    def reusable(self) -> bool:
-        """Whether another session may use it: alive and with nothing under way."""
+    def close(self) -> None:
+        """Free the session, whatever it is doing. Idempotent."""
         ...
-
-    def close(self) -> None: ...
 
 
 class AsyncSession:
     """`envfarm.session.Session` with coroutines; plus `fork`. Close it, whatever happened."""
 
-    def __init__(self, env_spec: EnvSpec, wire: Wire, give_back: Callable[[AsyncSession, Wire], Awaitable[None]] | None = None):
+    def __init__(self, env_spec: EnvSpec, wire: Wire, closed: Callable[[], None] | None = None):
         self.env_spec = env_spec
-        self._wire, self._give_back = wire, give_back
+        self._wire, self._on_close = wire, closed
         self._closed = False
 
     async def reset(self, instance: Instance) -> Turn:
@@ -88,46 +87,48 @@ class AsyncSession:
         return AsyncSession(self.env_spec, await self._wire.attach(session_id))
 
     async def close(self) -> None:
-        """End the episode and give the connection back. Idempotent, never raises an `EpisodeError`."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._give_back is None:
+        """End the episode, a request that is under way included, and free its box. Idempotent, raises nothing."""
+        if not self._closed:
+            self._closed = True
             self._wire.close()
-        else:
-            await self._give_back(self, self._wire)
+            if self._on_close is not None:
+                self._on_close()
 
 
-class SocketWire(asyncio.Protocol):
-    """A WebSocket to a worker with the binary encoding."""
+class WorkerConnection(asyncio.Protocol):
+    """A WebSocket to a worker in the binary encoding; `open` gives channels."""
 
     def __init__(self, address: Address, died: Callable[[], str]):
         self._address, self._died = address, died
         self._frames = FrameParser(masked=False, max_bytes=protocol.MAX_MESSAGE_BYTES)
         self._head: bytes | None = b""
         self._loop = asyncio.get_running_loop()
-        self._open: asyncio.Future[None] = self._loop.create_future()
-        self._answer: asyncio.Future[Reply] | None = None
-        self._refused = ""
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        self._channels: dict[bytes, Channel] = {}
+        self._numbers = itertools.count()
+        self._outbox: list[bytes] = []
+        self.lost = ""
+        """Why there is no connection any more."""
 
-    # What a session calls.
+    def open(self) -> Channel:
+        number = next(self._numbers).to_bytes(protocol.CHANNEL_BYTES, "little")
+        self._channels[number] = Channel(self, number, self._loop)
+        return self._channels[number]
 
-    async def ask(self, request: Request) -> Reply:
-        if self._answer is not None:
-            raise EnvironmentFault("a session takes one request at a time; this one has not answered the last")
-        if self._transport.is_closing():
-            raise WorkerDied(self._refused or self._died())
-        self._answer = self._loop.create_future()
-        self._transport.write(websocket.frame(protocol.encode(request), masked=True))
-        reply = await self._answer  # where this is cancelled, the answer stays due and the wire is not used again
-        self._answer = None
-        return reply
+    def post(self, number: bytes, message: bytes) -> None:
+        """Send, together with whatever else is said in this round of the event loop."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(websocket.frame(number + message, masked=True))
 
-    async def attach(self, session_id: str) -> SocketWire:
-        return await connect(self._address, session_id=session_id, died=self._died)
+    def _flush(self) -> None:
+        frames, self._outbox = self._outbox, []
+        if not self._transport.is_closing():
+            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
-    def reusable(self) -> bool:
-        return self._answer is None and not self._transport.is_closing()
+    def leave(self, number: bytes) -> None:
+        if self._channels.pop(number, None) is not None and not self.lost:
+            self.post(number, protocol.encode(Leave()))
 
     def close(self) -> None:
         self._transport.close()
@@ -136,6 +137,12 @@ class SocketWire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        query, key = protocol.ENCODING_QUERY, base64.b64encode(secrets.token_bytes(16)).decode()
+        lines = [f"GET /ws?{query} HTTP/1.1", "Host: worker", "Upgrade: websocket", "Connection: Upgrade"]
+        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
+        if self._address.token is not None:
+            lines.append(f"Authorization: Bearer {self._address.token}")
+        self._transport.write("\r\n".join([*lines, "", ""]).encode())
 
     def data_received(self, data: bytes) -> None:
         if self._head is not None:
@@ -148,56 +155,84 @@ class SocketWire(asyncio.Protocol):
                 status = head.split(b"\r\n", 1)[0].decode("latin-1")
                 self._lose(f"{self._address} answered {status}: {data[:200].decode('utf-8', 'replace')}")
                 return
-            self._open.set_result(None)
+            self.ready.set_result(None)
         try:
             for opcode, payload in self._frames.feed(data):
-                if opcode == PING:
+                if opcode == BINARY:
+                    channel = self._channels.get(payload[: protocol.CHANNEL_BYTES])
+                    if channel is not None:  # else it was closed while this was on its way
+                        channel.answer(protocol.decode_reply(memoryview(payload)[protocol.CHANNEL_BYTES :]))
+                elif opcode == PING:
                     self._transport.write(websocket.frame(payload, PONG, masked=True))
                 elif opcode == CLOSE:
-                    self._lose(self._refused or "the worker closed the connection")
-                elif opcode != PONG:
-                    self._received(protocol.decode_reply(payload))
+                    self._lose("the worker closed the connection")
         except WebSocketError as error:
             self._lose(str(error))
 
-    def _received(self, reply: Reply) -> None:
-        if self._answer is None:  # nobody asked: the worker has no room, or does not know the session
-            self._refused = reply.message if isinstance(reply, Failed) else "an answer without a request"
-        elif not self._answer.done():
-            self._answer.set_result(reply)
-        elif self._answer.cancelled():
-            self.close()
-
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lose(self._refused or self._died())
+        self._lose(self._died())
 
     def _lose(self, why: str) -> None:
-        self._refused = self._refused or why
-        for waiting in (self._open, self._answer):
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(WorkerDied(why))
-                waiting.exception()  # nobody may be waiting
+        if self.lost:
+            return
+        self.lost = why
         self._transport.close()
+        if not self.ready.done():
+            self.ready.set_exception(WorkerDied(why))
+        for channel in list(self._channels.values()):
+            channel.fail(why)
 
 
-async def connect(
-    address: Address, *, session_id: str | None = None, died: Callable[[], str] = lambda: "the worker died"
-) -> SocketWire:
-    """A connection to a worker; with `session_id`, to the session of that id. Raises: WorkerDied, InfraError."""
+class Channel:
+    """One session's channel."""
+
+    def __init__(self, connection: WorkerConnection, number: bytes, loop: asyncio.AbstractEventLoop):
+        self._connection, self._number, self._loop = connection, number, loop
+        self._due: asyncio.Future[Reply] | None = None
+
+    async def ask(self, request: Request | Attach) -> Reply:
+        if self._due is not None:
+            raise EnvironmentFault("a session takes one request at a time; this one has not answered the last")
+        if self._connection.lost:
+            raise WorkerDied(self._connection.lost)
+        self._due = self._loop.create_future()
+        self._connection.post(self._number, protocol.encode(request))
+        reply = await self._due  # where this is cancelled the answer stays due, and the session takes no more requests
+        self._due = None
+        return reply
+
+    async def attach(self, session_id: str) -> Channel:
+        channel = self._connection.open()
+        try:
+            protocol.as_words(await channel.ask(Attach(session_id)))
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def close(self) -> None:
+        self._connection.leave(self._number)
+        self.fail("the session was closed")
+
+    def answer(self, reply: Reply) -> None:
+        if self._due is not None and not self._due.done():
+            self._due.set_result(reply)
+
+    def fail(self, why: str) -> None:
+        if self._due is not None and not self._due.done():
+            self._due.set_exception(WorkerDied(why))
+
+
+async def connect(address: Address, *, died: Callable[[], str] = lambda: "the worker died") -> WorkerConnection:
+    """A connection to a worker. Raises: WorkerDied, InfraError."""
     loop = asyncio.get_running_loop()
+    connection = WorkerConnection(address, died)
     try:
         if address.unix is not None:
-            _, wire = await loop.create_unix_connection(lambda: SocketWire(address, died), address.unix)
+            await loop.create_unix_connection(lambda: connection, address.unix)
         else:
-            _, wire = await loop.create_connection(lambda: SocketWire(address, died), address.host, address.port)
+            await loop.create_connection(lambda: connection, address.host, address.port)
     except OSError as error:
         raise InfraError(f"no worker at {address}: {error}") from error
-    query = protocol.ENCODING_QUERY + (f"&session_id={session_id}" if session_id else "")
-    key = base64.b64encode(secrets.token_bytes(16)).decode()
-    lines = [f"GET /ws?{query} HTTP/1.1", "Host: worker", "Upgrade: websocket", "Connection: Upgrade"]
-    lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13"]
-    if address.token is not None:
-        lines.append(f"Authorization: Bearer {address.token}")
-    wire._transport.write("\r\n".join([*lines, "", ""]).encode())
-    await wire._open
-    return wire
+    await connection.ready
+    return connection

@@ -65,8 +65,5 @@ class LocalWire:
             raise InfraError(f"no session {session_id} waits for a connection")
         return LocalWire(self._sessions, seat)
 
-    def reusable(self) -> bool:
-        return not self._busy
-
     def close(self) -> None:
         self._seat.close()

@@ -18,7 +18,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,12 +26,12 @@ from typing import Any
 import msgspec
 
 import envfarm
-from envfarm.errors import EnvfarmError, InfraError, UnknownIdError, did_you_mean
+from envfarm.errors import EnvfarmError, InfraError, UnknownIdError, WorkerDied, did_you_mean
 from envfarm.spec import EnvSpec
 from envfarm.worker import protocol
-from envfarm.worker.client import Address, AsyncSession, SocketWire, Wire, connect
+from envfarm.worker.client import Address, AsyncSession, Channel, WorkerConnection, connect
 from envfarm.worker.lifetime import PrivateDir
-from envfarm.worker.protocol import Failed, Release
+from envfarm.worker.protocol import Failed
 
 START_TIMEOUT_S = 60.0
 DEATH_NOTICE_S = 2.0
@@ -74,27 +73,24 @@ class WorkerPool:
             raise UnknownIdError(f"this pool does not serve {env_id!r}{did_you_mean(env_id, self.specs)}")
         await self._permits.acquire()
         try:
-            worker, wire = await self._connection()
+            worker, channel = await self._channel()
         except BaseException:
             self._permits.release()
             raise
 
-        async def give_back(session: AsyncSession, used: Wire) -> None:
-            try:
-                await worker.take_back(used)
-            finally:
-                worker.leased -= 1
-                self._permits.release()
+        def closed() -> None:
+            worker.leased -= 1
+            self._permits.release()
 
-        return AsyncSession(self.specs[env_id], wire, give_back)
+        return AsyncSession(self.specs[env_id], channel, closed)
 
-    async def _connection(self) -> tuple[WorkerProcess, SocketWire]:
-        """A leased connection. A worker that turns out to be dead is passed over: nothing was asked of it yet."""
+    async def _channel(self) -> tuple[WorkerProcess, Channel]:
+        """A leased channel. A worker that turns out to be dead is passed over: nothing was asked of it yet."""
         while True:
             worker = await self._least_busy()
             worker.leased += 1
             try:
-                return worker, await worker.wire()
+                return worker, (await worker.connection()).open()
             except BaseException as error:
                 worker.leased -= 1
                 if not isinstance(error, InfraError) or not await worker.is_dead():
@@ -138,7 +134,7 @@ class WorkerProcess:
         self.up = asyncio.Event()
         self.given_up = False
         self.leased = 0
-        self._idle: deque[SocketWire] = deque()
+        self._connecting: asyncio.Future[WorkerConnection] | None = None
         self._closing = False
         self._watch: asyncio.Task[None] | None = None
 
@@ -183,7 +179,7 @@ class WorkerProcess:
             assert self.process is not None
             await self.process.wait()
             self.up.clear()
-            self._idle.clear()
+            self._connecting = None
             while not self._closing and not self.up.is_set():
                 try:
                     await self._launch()
@@ -208,13 +204,22 @@ class WorkerProcess:
             + (f"; its log ends with: {text}" if text else "")
         )
 
-    async def wire(self) -> SocketWire:
-        """A connection that no session uses. Raises: InfraError."""
-        while self._idle:
-            wire = self._idle.pop()
-            if wire.reusable():
-                return wire
-        return await connect(self._address, died=self.last_words)
+    async def connection(self) -> WorkerConnection:
+        """The connection that this worker's sessions share. Raises: InfraError."""
+        if self._connecting is None:
+            self._connecting = asyncio.ensure_future(connect(self._address, died=self.last_words))
+        connecting = self._connecting
+        try:
+            connection = await asyncio.shield(connecting)
+        except InfraError:
+            if self._connecting is connecting:
+                self._connecting = None
+            raise
+        if not connection.lost:
+            return connection
+        if self._connecting is connecting:
+            self._connecting = None
+        raise WorkerDied(connection.lost)
 
     async def is_dead(self) -> bool:
         """Whether the process ended; one that just broke its connections is given a moment to."""
@@ -229,22 +234,9 @@ class WorkerProcess:
             self.up.clear()
         return True
 
-    async def take_back(self, wire: Wire) -> None:
-        """Free the session behind `wire`, and keep it for another one where that is sound."""
-        if wire.reusable():
-            with suppress(EnvfarmError):  # the worker died; whoever used the session was told, or will not ask
-                protocol.as_words(await wire.ask(Release()))
-        if wire.reusable() and not self._closing:
-            assert isinstance(wire, SocketWire)
-            self._idle.append(wire)
-        else:
-            wire.close()
-
     async def close(self) -> None:
         """Idempotent."""
         self._closing = True
-        for wire in self._idle:
-            wire.close()
         process = self.process
         if process is not None and process.returncode is None:
             process.terminate()

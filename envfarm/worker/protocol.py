@@ -2,7 +2,7 @@
 
 Our own client, and the pipe to a session in a process of its own, carry them as MessagePack (a message is an array
 that begins with its tag); OpenEnv's JSON is translated to and from them in `envfarm.worker.openenv`.
-Strict order: one request, one reply, then the next request.
+Strict order within a session: one request, one reply, then the next request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ MAX_MESSAGE_BYTES = 64 << 20
 """The largest message that either side accepts; the connection ends on a larger one."""
 
 ENCODING_QUERY = "encoding=msgpack"
-"""In the query of `/ws`: binary frames with the messages of this module instead of OpenEnv's JSON."""
+"""In the query of `/ws`: binary frames of a channel's number and a message of this module, instead of OpenEnv's JSON."""
+
+CHANNEL_BYTES = 4
+"""A channel is a session's place on a connection that many sessions share; numbers, little-endian, are never reused."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -57,11 +60,21 @@ class Random(Message, frozen=True, tag="random"):
 
 
 class Fork(Message, frozen=True, tag="fork"):
-    """Clone the live session with its box. Answer: `Words`, the id to attach to: `/ws?session_id=ID`, once."""
+    """Clone the live session with its box. Answer: `Words`, the id to attach to, once: `/ws?session_id=ID`, or `Attach`."""
 
 
 class Release(Message, frozen=True, tag="release"):
     """Close the session and free its box; the connection stays for the next reset. Answer: `Words("")`."""
+
+
+class Attach(Message, frozen=True, tag="attach"):
+    """The first message of a channel that takes over a forked session. Answer: `Words("")`."""
+
+    session_id: str
+
+
+class Leave(Message, frozen=True, tag="leave"):
+    """The channel's session is closed, whatever it is doing. No answer."""
 
 
 class Said(Message, frozen=True, tag="turn"):
@@ -86,7 +99,7 @@ Reply = Said | Words | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_message = msgspec.msgpack.Decoder(Request | Attach | Leave).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 

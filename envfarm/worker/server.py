@@ -18,8 +18,9 @@ import msgspec
 from envfarm.worker import openenv, protocol, routes, websocket
 from envfarm.worker.http import HttpError, HttpParser, HttpRequest, json_response, response
 from envfarm.worker.mcp import Mcp
-from envfarm.worker.protocol import Failed, Reply
+from envfarm.worker.protocol import Attach, Failed, Leave, Reply, Request, Words
 from envfarm.worker.seats import Seat, Sessions
+from envfarm.worker.sessions import Done
 from envfarm.worker.websocket import BINARY, CLOSE, PING, PONG, TEXT, FrameParser, WebSocketError
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -35,8 +36,11 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[bytes] = deque()
         self._busy = False
         self._seat: Seat | None = None
-        self._message: Callable[[bytes], None] = self._packed_message
+        self._channels: dict[bytes, tuple[Seat, Done]] = {}
+        self._message: Callable[[bytes], None] = self._json_message
         self._opcode = TEXT
+        self._outbox: list[bytes] | None = None
+        """Frames that go out together at the end of a read."""
 
     # What asyncio calls.
 
@@ -48,6 +52,7 @@ class Connection(asyncio.Protocol):
             self._http.feed(data)
             self._next_request()
             return
+        self._outbox = []
         try:
             for opcode, payload in self._frames.feed(data):
                 if opcode in (BINARY, TEXT):
@@ -56,16 +61,22 @@ class Connection(asyncio.Protocol):
                     else:
                         self._message(payload)
                 elif opcode == PING:
-                    self._transport.write(websocket.frame(payload, PONG))
+                    self._send(payload, PONG)
                 elif opcode == CLOSE:
                     self._end(1000)
-                    return
+                    break
         except WebSocketError as error:
             self._end(error.code, str(error))
+        frames, self._outbox = self._outbox, None
+        if frames and not self._transport.is_closing():
+            self._transport.write(b"".join(frames))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._seat is not None:
             self._seat.detach()
+        channels, self._channels = self._channels, {}
+        for seat, _ in channels.values():
+            seat.detach()
 
     # HTTP.
 
@@ -116,13 +127,12 @@ class Connection(asyncio.Protocol):
         self._transport.write(response(101, headers=accept))
         assert self._http is not None
         rest, self._http = bytes(self._http.rest), None
-        if request.path == "/mcp":
-            self._message = self._mcp_message
-        elif request.query.get("encoding") == "msgpack":
-            self._opcode = BINARY
+        if request.query.get("encoding") == "msgpack":
+            self._opcode, self._message = BINARY, self._packed_message
         else:
-            self._message = self._json_message
-        self._take_seat(request.query.get("session_id"))
+            if request.path == "/mcp":
+                self._message = self._mcp_message
+            self._take_seat(request.query.get("session_id"))
         if rest:
             self.data_received(rest)
 
@@ -140,27 +150,52 @@ class Connection(asyncio.Protocol):
             self._seat = Seat(self._sessions)
 
     def _refuse(self, failure: Failed) -> None:
-        if self._opcode == BINARY:
-            self._send(protocol.encode(failure))
-        else:
-            data = {**openenv.error(failure), "active_sessions": len(self._sessions.seats), "max_sessions": self._sessions.limit}
-            self._send(msgspec.json.encode({"type": "error", "data": data}))
+        counts = {"active_sessions": len(self._sessions.seats), "max_sessions": self._sessions.limit}
+        self._send(msgspec.json.encode({"type": "error", "data": {**openenv.error(failure), **counts}}))
         self._end(1013, failure.code)
 
     # WebSocket messages: one method per encoding.
 
     def _packed_message(self, payload: bytes) -> None:
-        assert self._seat is not None
-        self._busy = True
+        """One of many sessions' messages: these do not wait for each other."""
+        number = payload[: protocol.CHANNEL_BYTES]
         try:
-            request = protocol.decode_request(payload)
+            message = protocol.decode_message(memoryview(payload)[protocol.CHANNEL_BYTES :])
         except msgspec.DecodeError as error:
-            self._packed_reply(Failed("InfraError", f"not a request: {error}", "VALIDATION_ERROR"))
+            self._send(number + protocol.encode(Failed("InfraError", f"not a request: {error}", "VALIDATION_ERROR")))
             return
-        self._seat.call(request, self._packed_reply)
+        channel = self._channels.get(number)
+        if isinstance(message, Leave):
+            if channel is not None:
+                del self._channels[number]
+                channel[0].detach()
+            return
+        if channel is None or isinstance(message, Attach):
+            opened = self._open_channel(number, message)
+            if isinstance(opened, Failed | Words):
+                self._send(number + protocol.encode(opened))
+                return
+            channel = opened
+        assert not isinstance(message, Attach)
+        channel[0].call(message, channel[1])
 
-    def _packed_reply(self, reply: Reply) -> None:
-        self._done(protocol.encode(reply))
+    def _open_channel(self, number: bytes, message: Request | Attach) -> tuple[Seat, Done] | Failed | Words:
+        """A new seat for a request; the parked one for an `Attach`, answered with empty words."""
+
+        def reply(reply: Reply) -> None:
+            if number in self._channels:
+                self._send(number + protocol.encode(reply))
+
+        if isinstance(message, Attach):
+            seat = self._sessions.claim(message.session_id) if number not in self._channels else None
+            if seat is None:
+                return Failed("InfraError", f"Unknown or attached session_id: {message.session_id}", "SESSION_ERROR")
+            self._channels[number] = seat, reply
+            return Words("")
+        if self._sessions.full:
+            return Failed("InfraError", f"the worker has {self._sessions.limit} sessions, its limit", "CAPACITY_REACHED")
+        self._channels[number] = Seat(self._sessions), reply
+        return self._channels[number]
 
     def _json_message(self, payload: bytes) -> None:
         assert self._seat is not None
@@ -212,11 +247,15 @@ class Connection(asyncio.Protocol):
         if self._waiting and not self._busy and not self._transport.is_closing():
             self._message(self._waiting.popleft())
 
-    def _send(self, payload: bytes) -> None:
-        if not self._transport.is_closing():  # else nobody is there to read it
-            self._transport.write(websocket.frame(payload, self._opcode))
+    def _send(self, payload: bytes, opcode: int = 0) -> None:
+        frame = websocket.frame(payload, opcode or self._opcode)
+        if self._outbox is not None:
+            self._outbox.append(frame)
+        elif not self._transport.is_closing():  # else nobody is there to read it
+            self._transport.write(frame)
 
     def _end(self, code: int, reason: str = "") -> None:
         if not self._transport.is_closing():
-            self._transport.write(websocket.frame(websocket.close_payload(code, reason), CLOSE))
+            frames, self._outbox = self._outbox or [], None
+            self._transport.write(b"".join([*frames, websocket.frame(websocket.close_payload(code, reason), CLOSE)]))
             self._transport.close()

@@ -49,8 +49,8 @@ def test_the_last_screen_shows_every_stage_the_logging_agent_and_the_differences
     extra = {"wall_s": {"install": 61.0, "train": 1.0, "eval": 2.0}, "logging_agent": agent, "report": "runs/x/report.html"}
     summary = summarize(made, extra)
     text = io.StringIO()
-    show(Console(file=text, width=160), summary)
-    for shown in ("logging agent", "0.500", "rl minus imitation", "+0.500", "a-v0", "runs/x/report.html", "61 s"):
+    show(Console(file=text, width=80), summary)
+    for shown in ("logging agent", "0.500", "rl - imitation", "+0.500", "a-v0", "runs/x/report.html", "61 s"):
         assert shown in text.getvalue(), shown
     assert json.loads(write_summary(tmp_path, summary).read_text()) == json.loads(json.dumps(summary))
 

@@ -37,24 +37,24 @@ def build(run_dir: Path) -> Path:
 
 def contents(data: RunData) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the template shows, and what the script draws."""
-    found = sensitivity(data)
+    found, shown = sensitivity(data), transcripts(data)
     last = data.evaluated[-1] if data.evaluated else ""
-    shown = transcripts(data)
-    rows = tables.figures(data)
+    rows, gaps, paired = tables.figures(data), tables.gaps(data), tables.paired_rows(data)
+    logger, wall = tables.logger_row(data), episodes.wall_times(data)
     static = {
         "name": data.name, "finished": data.finished, "damages": data.damages, **tables.headline(data),
-        "stages": data.evaluated, "splits": data.splits, "envs": [tables.OVERALL, *data.envs] if len(data.envs) > 1 else data.envs,
-        "cells": {f"{r['stage']}\t{r['split']}\t{r['env']}": r for r in rows}, "logger": tables.logger_row(data),
-        "not_counted": tables.not_counted(data), "gaps": [g for g in tables.gaps(data) if g["stage"] == last],
-        "real_measured": "real" in data.splits, "last": last, "paired": tables.paired_rows(data),
-        "findings": findings(found, last), "timing": episodes.timing(data), "wall": episodes.wall_times(data),
-        "errors": episodes.errors(data), "run_file": data.run_file, "about": about(data), "policies": policies(data),
-        "specs": specs(data), "has_transcripts": bool(shown), "has_sensitivity": any(e["factors"] for e in found),
+        "stages": data.evaluated, "splits": data.splits, "last": last, "real_measured": "real" in data.splits,
+        "envs": [tables.OVERALL, *data.envs] if len(data.envs) > 1 else data.envs,
+        "cells": {f"{r['stage']}\t{r['split']}\t{r['env']}": r for r in rows}, "logger": logger,
+        "not_counted": tables.not_counted(data), "gaps": [g for g in gaps if g["stage"] == last], "paired": paired,
+        "findings": findings(found, last), "has_sensitivity": any(e["factors"] for e in found),
+        "timing": episodes.timing(data), "wall": wall, "errors": episodes.errors(data), "has_transcripts": bool(shown),
+        "about": about(data), "policies": policies(data), "specs": specs(data), "run_file": data.run_file,
     }  # fmt: skip
     payload = {
-        "stages": data.stages, "splits": data.splits, "figures": rows, "logger": tables.logger_row(data), "gaps": tables.gaps(data),
-        "paired": tables.paired_rows(data), "curves": curves.learning_curves(data), "health": curves.health(data),
-        "sensitivity": found, "episodes": episodes.lengths_and_stops(data), "transcripts": shown,
+        "stages": data.stages, "splits": data.splits, "figures": rows, "logger": logger, "gaps": gaps, "paired": paired,
+        "curves": curves.learning_curves(data), "health": curves.health(data), "sensitivity": found,
+        "episodes": episodes.lengths_and_stops(data), "wall": wall, "transcripts": shown,
     }  # fmt: skip
     return static, payload
 

@@ -8,7 +8,7 @@ An evaluation point's interval is Wilson's for success, and that of the mean for
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rollout.evaluate import wilson
@@ -43,7 +43,7 @@ def learning_curves(data: RunData) -> dict[str, Any]:
     end = {b["name"]: b["to"] for b in bands}
     evaluated = [p for p in data.played if p.ok and p.phase[0] in ("eval", "curve")]
     trained = [p for p in data.played if p.ok and p.phase[0] == "training" and p.phase[1] in start]
-    series = []
+    series: list[dict[str, Any]] = []
     for env in (ALL, *data.envs):
         for measure in ("success", "reward"):
             for split in data.splits:
@@ -54,9 +54,8 @@ def learning_curves(data: RunData) -> dict[str, Any]:
             for window in WINDOWS:
                 points = _training(_of(trained, env), measure, start, window)
                 if points:
-                    series.append(
-                        {"env": env, "measure": measure, "kind": "training", "name": "training", "window": window, "points": points}
-                    )
+                    named = {"env": env, "measure": measure, "kind": "training", "name": "training"}
+                    series.append({**named, "window": window, "points": points})
     return {"bands": bands, "envs": [ALL, *data.envs], "windows": list(WINDOWS), "series": series}
 
 
@@ -116,33 +115,44 @@ HEALTH = {
 """What is drawn, of what stands in metrics.jsonl: key -> (title, explanation)."""
 
 
+SHARES = ("zero_variance", "clipped")
+
+
 def health(data: RunData) -> list[dict[str, Any]]:
-    """Small charts, one for each known number that the run wrote: `{"key", "title", "note", "points": [[x, y], ...]}`."""
-    start = {b["name"]: b["from"] for b in stage_bands(data)}
-    points: dict[str, list[Point]] = defaultdict(list)
-    before: dict[tuple[str, str], tuple[int, float]] = {}
+    """Small charts, one for each stage and known number that the run wrote, over the steps of the stage:
+    `{"stage", "key", "title", "note", "share", "points": [[x, y], ...]}`."""
+    points: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for row in data.metrics:
-        x = start[row["stage"]] + row["step"]
         if row["kind"] == "validation" and row.get("loss") is not None:
-            points["validation"].append([x, _short(row["loss"])])
-        if row["kind"] != "train":
-            continue
-        for key in HEALTH:
-            value = row.get(key)
-            if not isinstance(value, int | float) or key == "validation":
-                continue
-            if key == "zero_variance":
-                value = value / row["groups_drawn"] if row.get("groups_drawn") else 0.0
-            if key.endswith("_s"):  # sums over the run so far
-                last_step, last = before.get((row["stage"], key), (None, 0.0))
-                before[row["stage"], key] = (row["step"], value)
-                if last_step != row["step"] - 1 or value < last:
-                    continue
-                value -= last
-            points[key].append([x, _short(value)])
+            points[row["stage"], "validation"].append([row["step"], _short(row["loss"])])
+    for stage in data.stages:
+        rows = sorted((r for r in data.metrics if r["stage"] == stage and r["kind"] == "train"), key=lambda r: r["step"])
+        for before, row in zip([{}, *rows], rows, strict=False):
+            for key, value in _numbers(row, before).items():
+                points[stage, key].append([row["step"], _short(value)])
     return [
-        {"key": key, "title": title, "note": note, "points": points[key]} for key, (title, note) in HEALTH.items() if points[key]
+        {"stage": stage, "key": key, "title": title, "note": note, "share": key in SHARES, "points": points[stage, key]}
+        for stage in data.stages
+        for key, (title, note) in HEALTH.items()
+        if points[stage, key]
     ]
+
+
+def _numbers(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float]:
+    """One row as it is drawn. Seconds are sums over the whole run there; a step's own need the row before."""
+    out = {}
+    for key in HEALTH:
+        value = row.get(key)
+        if not isinstance(value, int | float):
+            continue
+        if key == "zero_variance":
+            value = value / row["groups_drawn"] if row.get("groups_drawn") else 0.0
+        if key.endswith("_s"):
+            if before.get("step") != row["step"] - 1 or not isinstance(before.get(key), int | float):
+                continue
+            value -= before[key]
+        out[key] = value
+    return out
 
 
 def _short(value: float | None) -> float | None:

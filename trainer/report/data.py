@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from envfarm.errors import UserError
 from rollout.store import Store
 from rollout.types import StopReason
 from trainer.metrics import read as read_metrics
-from trainer.summary import Evaluation, load_evaluation, summarize
+from trainer.summary import load_evaluation, summarize
 
 SPLIT_ORDER = ("train", "validation", "heldout", "real")
 
@@ -108,7 +110,7 @@ def read_run_dir(run_dir: Path) -> RunData:
     policies = {p.parent.name: _json(p) or {} for p in sorted(run_dir.glob("policies/*/envfarm.json"))}
     stages = _stages(summary, metrics, policies)
     if summary is None:
-        found = {s: e for s in stages if (e := _evaluation(run_dir, s)) is not None}
+        found = {s: e for s in stages if (e := load_evaluation(run_dir, s)) is not None}
         data = RunData(run_dir, summarize(found, {}), False, metrics, stages, policies=policies)
     else:
         data = RunData(run_dir, summary, True, metrics, stages, policies=policies)
@@ -133,18 +135,17 @@ def _json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _evaluation(run_dir: Path, stage: str) -> Evaluation | None:
-    return load_evaluation(run_dir, stage)
-
-
 def _stages(summary: dict[str, Any] | None, metrics: list[dict[str, Any]], policies: Iterable[str]) -> list[str]:
     named = [*(summary or {}).get("stages", {}), *(row["stage"] for row in metrics), *policies]
     return list(dict.fromkeys(["untrained", *named])) if "untrained" in named else list(dict.fromkeys(named))
 
 
 def _run_file(run_dir: Path) -> str:
-    path = next((p for name in ("run.yaml", "run.json") if (p := run_dir / name).exists()), None)
-    return "" if path is None else path.read_text(encoding="utf-8", errors="replace")
+    """As YAML, whichever way the run kept it; empty where it did not."""
+    if (run_dir / "run.yaml").exists():
+        return (run_dir / "run.yaml").read_text(encoding="utf-8", errors="replace")
+    kept = _json(run_dir / "run.json")
+    return "" if kept is None else yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110)
 
 
 _EPISODES = """

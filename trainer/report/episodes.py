@@ -63,7 +63,9 @@ def timing(data: RunData) -> list[dict[str, Any]]:
     for name, played in phases(data):
         fine = [p for p in played if p.ok]
         if fine:
-            means = {k: float(np.mean([p.timings.get(k) or 0.0 for p in fine])) for k in ("queue_s", "engine_s", "env_s", "total_s")}
+            means = {
+                k: float(np.mean([p.timings.get(k) or 0.0 for p in fine])) for k in ("queue_s", "engine_s", "env_s", "total_s")
+            }
             rows.append({
                 "phase": name, "episodes": len(played), "not_ok": len(played) - len(fine), "turns": _mean(p.turns for p in fine),
                 "tokens": sum(p.tokens for p in fine), **means,

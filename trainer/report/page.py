@@ -19,15 +19,14 @@ from markupsafe import Markup
 
 FOLDER = Path(__file__).resolve().parent / "assets"
 
-_CONTROLS = {i: 0x2400 + i for i in range(32) if i not in (9, 10)} | {0x7F: 0x2421} | {
-    c: 0xFFFD for c in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0xFEFF, *range(0xD800, 0xE000))
-}  # fmt: skip
+_HIDDEN = (0x200E, 0x200F, 0xFEFF, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
+_CONTROLS = {c: 0x2400 + c for c in range(32) if c not in (9, 10)} | {0x7F: 0x2421} | dict.fromkeys(_HIDDEN, 0xFFFD)
 """Control and direction characters become visible ones: text can neither hide nor reorder what stands beside it."""
 
 
 def render(static: dict[str, Any], payload: dict[str, Any]) -> str:
     """`static` fills the template; `payload` is what the script draws."""
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("charts.js", "page.js"))
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("charts.js", "page.js", "transcripts.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -70,4 +69,6 @@ def signed(value: float | None) -> str:
 def seconds(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f} s" if value < 1 else f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+    return (
+        f"{value:.3f} s" if value < 1 else f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+    )

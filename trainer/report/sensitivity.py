@@ -12,6 +12,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,14 +51,13 @@ def sensitivity(data: RunData) -> list[dict[str, Any]]:
         if not played:
             continue
         found, fixed = factors(played)
-        results = [
-            {"stage": stage, "split": split, "rows": _rank(found, [p for p in played if p.phase[1] == stage and split in (ALL, p.split)])}
-            for stage in data.evaluated
-            for split in (ALL, *data.splits)
-        ]  # fmt: skip
-        described = [
-            {"name": f.name, "kind": f.kind, "labels": list(f.labels), "unseen": list(f.unseen)} for f in found
-        ]
+        results = []
+        for stage in data.evaluated:
+            acted = [p for p in played if p.phase[1] == stage]
+            for split in (ALL, *data.splits):
+                rows = _rank(found, [p for p in acted if split in (ALL, p.split)])
+                results.append({"stage": stage, "split": split, "rows": rows})
+        described = [{"name": f.name, "kind": f.kind, "labels": list(f.labels), "unseen": list(f.unseen)} for f in found]
         out.append({"env": env, "fixed": fixed, "factors": described, "results": results})
     return out
 
@@ -105,7 +105,7 @@ def _words(distinct: Counter[str], values: Sequence[Any]) -> tuple[tuple[str, ..
 def _quantiles(present: Sequence[Any], *, absent: bool) -> tuple[tuple[str, ...], Callable[[Any], int]]:
     edges = np.unique(np.quantile(np.array(present, float), np.linspace(0, 1, QUANTILE_BINS + 1)))
     whole = all(isinstance(v, int) for v in present)
-    bounds = [(float(a), float(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    bounds = [(float(a), float(b)) for a, b in pairwise(edges)]
     labels = [_range(a, b, whole=whole, first=i == 0) for i, (a, b) in enumerate(bounds)] + (["absent"] if absent else [])
 
     def bin_of(value: Any) -> int:
@@ -139,7 +139,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _rank(found: Sequence[Factor], played: Sequence[Played]) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index, factor in enumerate(found):
         bins: dict[int, list[bool]] = defaultdict(list)
         values_of = (lambda p: p.params) if factor.kind == "axis" else (lambda p: p.perturbation)
@@ -148,9 +148,9 @@ def _rank(found: Sequence[Factor], played: Sequence[Played]) -> list[dict[str, A
         counts = [(len(bins[i]), sum(bins[i])) for i in range(len(factor.labels))]
         if sum(n > 0 for n, _ in counts) > 1:
             rows.append({"factor": index, "counts": [list(c) for c in counts], "explained": explained(counts), **_spread(counts)})
-    adjusted = holm([chance_p([tuple(c) for c in row["counts"]]) for row in rows])  # type: ignore[misc]
-    for row, p in zip(rows, adjusted, strict=True):
-        row["p"] = float(f"{p:.3g}")
+    adjusted = holm([chance_p([(n, s) for n, s in row["counts"]]) for row in rows])
+    for row, chance in zip(rows, adjusted, strict=True):
+        row["p"] = float(f"{chance:.3g}")
         row["explained"] = round(row["explained"], 4)
     return sorted(rows, key=lambda r: (-r["explained"], -(r["cost"] or [0.0])[0]))
 
@@ -168,13 +168,15 @@ def _spread(counts: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 def findings(found: Sequence[dict[str, Any]], stage: str, *, most: int = 6) -> list[str]:
     """The costs that chance does not explain, for the last policy over all splits, as sentences."""
-    told: list[tuple[float, str]] = []
-    for env in found:
-        rows = next((r["rows"] for r in env["results"] if r["stage"] == stage and r["split"] == ALL), [])
-        for row in rows:
-            if row["p"] < 0.05 and row["cost"] is not None and row["best"] != row["worst"]:
-                told.append((row["explained"], _finding(env, row)))
-    return [text for _, text in sorted(told, key=lambda t: -t[0])[:most]]
+    clear = [
+        (row["explained"], _finding(env, row))
+        for env in found
+        for result in env["results"]
+        if (result["stage"], result["split"]) == (stage, ALL)
+        for row in result["rows"]
+        if row["p"] < 0.05 and row["cost"] is not None
+    ]
+    return [text for _, text in sorted(clear, key=lambda t: -t[0])[:most]]
 
 
 def _finding(env: dict[str, Any], row: dict[str, Any]) -> str:

@@ -35,10 +35,12 @@ def logger_row(data: RunData) -> dict[str, Any] | None:
     if not agent or not agent["episodes"]:
         return None
     cells = {OVERALL: agent, **agent["by_env"]}
-    return {
-        "split": agent.get("split", ""),
-        "cells": {env: {"success": c["success"], "low": c["ci95"][0], "high": c["ci95"][1], "episodes": c["episodes"]} for env, c in cells.items()},
-    }  # fmt: skip
+
+    def shown(cell: Mapping[str, Any]) -> dict[str, Any]:
+        low, high = cell["ci95"]
+        return {"success": cell["success"], "low": low, "high": high, "episodes": cell["episodes"]}
+
+    return {"split": agent.get("split", ""), "cells": {env: shown(cell) for env, cell in cells.items()}}
 
 
 def not_counted(data: RunData) -> list[dict[str, Any]]:
@@ -97,24 +99,27 @@ def headline(data: RunData) -> dict[str, Any]:
     sentences, cards = [], []
     if row is not None and row["episodes"]:
         sentences.append(_what_was_learned(data, final, split, row))
-        cards.append({"label": f"{split}, {final}", "value": f"{row['success']:.3f}", "note": f"{_span(*row['ci95'])} · n = {row['episodes']}"})
+        cards.append(_card(f"{split}, {final}", f"{row['success']:.3f}", _span(*row["ci95"]), row["episodes"]))
     for before in _compared_with(data, final):
         cell = data.summary["paired"][f"{final}_minus_{before}"].get(split)
         if cell is not None and cell["episodes"] > 1:
-            sentences.append(_compared(final, before, split, cell))
-            cards.append({"label": f"{final} − {before}, paired", "value": f"{cell['mean']:+.3f}", "note": f"{_span(*cell['ci95'], '+')} · n = {cell['episodes']}"})
+            sentences.append(_compared(before, split, cell))
+            cards.append(_card(f"{final} − {before}, paired", f"{cell['mean']:+.3f}", _signed(*cell["ci95"]), cell["episodes"]))
     gap = next((g for g in gaps(data) if (g["stage"], g["split"], g["env"]) == (final, split, OVERALL)), None)
     if gap is not None:
         sentences.append(_gap_sentence(gap, split))
-        cards.append({"label": f"gap: train − {split}", "value": f"{gap['mean']:+.3f}", "note": _span(gap["low"], gap["high"], "+")})
-    if "real" in data.splits:
-        real = data.summary["stages"][final].get("real")
-        if real and real["episodes"]:
-            cards.append({"label": f"real, {final}", "value": f"{real['success']:.3f}", "note": f"{_span(*real['ci95'])} · n = {real['episodes']}"})
+        cards.append(_card(f"gap: train − {split}", f"{gap['mean']:+.3f}", _signed(gap["low"], gap["high"])))
+    real = data.summary["stages"][final].get("real")
+    if real and real["episodes"]:
+        cards.append(_card(f"real, {final}", f"{real['success']:.3f}", _span(*real["ci95"]), real["episodes"]))
     else:
-        sentences.append("Success on real instances was not measured: no environment of this run evaluated a split of that name.")
-        cards.append({"label": "real", "value": "not measured", "note": "no such split was evaluated"})
+        sentences.append("Success on real instances was not measured: this run evaluated no split of that name.")
+        cards.append(_card("real", "not measured", "no such split was evaluated"))
     return {"sentences": sentences, "cards": cards}
+
+
+def _card(label: str, value: str, note: str, episodes: int = 0) -> dict[str, str]:
+    return {"label": label, "value": value, "note": f"{note} · n = {episodes}" if episodes else note}
 
 
 def _target(data: RunData) -> str:
@@ -141,10 +146,10 @@ def _what_was_learned(data: RunData, final: str, split: str, row: Mapping[str, A
     return text + "."
 
 
-def _compared(final: str, before: str, split: str, cell: Mapping[str, Any]) -> str:
+def _compared(before: str, split: str, cell: Mapping[str, Any]) -> str:
     low, high = cell["ci95"]
     verdict = "a gain" if low > 0 else "a loss" if high < 0 else "not told apart from no change"
-    text = f"{final} minus {before}, paired on the same {split} instances: {cell['mean']:+.3f} {_span(low, high, '+')}, {verdict}"
+    text = f"Against {before}, on the same {split} instances (paired): {cell['mean']:+.3f} {_signed(low, high)}, {verdict}"
     parts = cell.get("by_env", {})
     if len(parts) > 1:
         up = [e for e, c in parts.items() if c["ci95"][0] > 0]
@@ -156,11 +161,15 @@ def _compared(final: str, before: str, split: str, cell: Mapping[str, Any]) -> s
 
 def _gap_sentence(gap: Mapping[str, Any], split: str) -> str:
     verdict = "larger than chance" if gap["low"] > 0 else "below zero" if gap["high"] < 0 else "not told apart from none"
-    return f"The gap between train and {split} is {gap['mean']:+.3f} {_span(gap['low'], gap['high'], '+')}: {verdict}."
+    return f"The gap between train and {split} is {gap['mean']:+.3f} {_signed(gap['low'], gap['high'])}: {verdict}."
 
 
-def _span(low: float, high: float, sign: str = "") -> str:
-    return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
+def _span(low: float, high: float) -> str:
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def _signed(low: float, high: float) -> str:
+    return f"[{low:+.3f}, {high:+.3f}]"
 
 
 def _count(number: int, noun: str) -> str:

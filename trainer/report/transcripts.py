@@ -91,7 +91,11 @@ def _place(p: Played) -> tuple[str, str]:
 def _one_of_each(played: Sequence[Played], keys: Sequence[tuple[str, str]] = ()) -> list[Played]:
     rank = {key: i for i, key in reversed(list(enumerate(keys)))}
     ordered = sorted(played, key=lambda p: (rank.get(_place(p), len(rank)), p.split != "heldout"))
-    return [next(p for p in ordered if p.success is success) for success in (True, False) if any(p.success is success for p in ordered)]
+    return [
+        next(p for p in ordered if p.success is success)
+        for success in (True, False)
+        if any(p.success is success for p in ordered)
+    ]
 
 
 def _from_training(played: Sequence[Played]) -> list[Played]:
@@ -109,12 +113,15 @@ def _shown(store: Store, played: Played, pieces: Pieces) -> dict[str, Any]:
         "id": episode.id, "env": episode.env, "phase": phase_name(*played.phase), "split": episode.split, "step": episode.step,
         "success": played.success, "reward": round(played.reward, 4), "stop": str(episode.stop), "seat": played.seat,
         "policy": str(episode.seats[played.seat]), "turns": played.turns, "instance": _instance(episode),
-        "hash": episode.instance_hash, "events": [json.dumps(e, sort_keys=True, default=str)[:300] for e in episode.perturbations][:60],
+        "hash": episode.instance_hash, "events": [_line(e) for e in episode.perturbations[:60]],
         "rewards": [[r.seat, r.turn, r.component, r.value] for r in episode.rewards][:60],
         "branches": [b for branch in episode.branches if (b := _branch(episode, branch, played.seat, pieces))],
         "messages": [] if episode.nodes else _messages(episode), "final": _cut(episode.final_observation),
-        "error": episode.error,
     }  # fmt: skip
+
+
+def _line(event: Any) -> str:
+    return json.dumps(event, sort_keys=True, default=str)[:300]
 
 
 def _instance(episode: Episode) -> dict[str, Any]:

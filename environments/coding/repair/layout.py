@@ -6,6 +6,7 @@ import ast
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from .mutate import local_names
 
@@ -50,25 +51,32 @@ def rename(tree: ast.FunctionDef, naming: str) -> ast.FunctionDef:
     return made
 
 
+@lru_cache(8192)
+def written(tree: ast.FunctionDef, naming: str) -> tuple[str, str]:
+    """Name and text of a function in that style. Trees live as long as the process, and are compared by identity."""
+    made = rename(tree, naming)
+    return made.name, ast.unparse(made)
+
+
 def _docstring(tree: ast.FunctionDef) -> ast.Constant | None:
     first = tree.body[0]
     return first.value if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) else None
 
 
-def sources(functions: Mapping[str, Sequence[ast.FunctionDef]], called: Sequence[str]) -> dict[str, str]:
-    """Path below the workdir -> text. `functions` maps modules to what they define; with one module all is in `main.py`.
+def sources(functions: Mapping[str, Sequence[tuple[str, str]]], called: Sequence[str]) -> dict[str, str]:
+    """Path below the workdir -> text. `functions` maps modules to what they define, as `written`.
 
-    `called` names the functions that `main.py` offers.
+    With one module all is in `main.py`. `called` names the functions that `main.py` offers.
     """
-    texts = {module: "\n\n\n".join(ast.unparse(f) for f in trees) + "\n" for module, trees in functions.items()}
+    texts = {module: "\n\n\n".join(text for _, text in defined) + "\n" for module, defined in functions.items()}
     table = "FUNCTIONS = {" + ", ".join(f'"{name}": {name}' for name in called) + "}\n"
     if len(texts) == 1:
         (text,) = texts.values()
         return {"main.py": f"import json\nimport sys\n\n\n{text}\n\n{table}\n{_MAIN}"}
     imports = "".join(
         f"from {module} import {', '.join(used)}\n"
-        for module, trees in functions.items()
-        if (used := sorted(f.name for f in trees if f.name in called))
+        for module, defined in functions.items()
+        if (used := sorted(name for name, _ in defined if name in called))
     )
     files = {f"{module}.py": text for module, text in texts.items()}
     return {"main.py": f"import json\nimport sys\n\n{imports}\n{table}\n{_MAIN}", **files}

@@ -7,7 +7,6 @@ them hidden calls on standard input and compares what is printed with answers co
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 from typing import Any, ClassVar
@@ -22,7 +21,7 @@ from envfarm.task.stock import Files, Shell, Submit, told
 from envfarm.tools import Action, ToolCall, ToolError, tool
 
 from .catalog import Bug, Program, programs
-from .layout import MODULES, rename, sources, styled
+from .layout import MODULES, sources, styled, written
 
 EXAMPLES = "examples.txt"
 HIDDEN_CALLS = 16
@@ -82,13 +81,13 @@ class Repair(Env, Submit, Files, Shell):
         whole = [(p.tree, p.tree) for p in self.decoys]
         pairs = [(p.tree, b.function if b else p.tree) for p, b in chosen] + whole
         called = [styled(p.name, naming) for p, _ in chosen]
-        written = []
+        sides = []
         for side in (0, 1):
-            dealt: dict[str, list[ast.FunctionDef]] = {name: [] for name in names}
+            dealt: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
             for i, pair in enumerate(pairs):
-                dealt[names[i % len(names)]].append(rename(pair[side], naming))
-            written.append(sources(dealt, called))
-        return written[0], written[1]
+                dealt[names[i % len(names)]].append(written(pair[side], naming))
+            sides.append(sources(dealt, called))
+        return sides[0], sides[1]
 
     def _introduce(self, files: list[str], examples: list[tuple[str, list[Any], str]]) -> list[Block]:
         rows = tuple((name, json.dumps(a)[1:-1], line) for name, a, line in examples)

@@ -58,10 +58,13 @@ def test_version_2_reads_and_sets_in_its_own_words() -> None:
 
 
 def test_groups_of_owners_that_are_gone_are_swept_and_others_kept(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "session"
     mine = f"box-{os.getpid()}-{start_ticks(os.getpid())}-0"
     reused_pid = f"box-{os.getpid()}-1-0"
     tree(tmp_path, mine, reused_pid, "box-4194999-5-0", "system.slice")
-    assert GroupsV1({"memory": tmp_path}).sweep() == 2
+    tree(tmp_path.parent, "another-session/box-4194999-5-1")
+    assert GroupsV1({"memory": tmp_path}).sweep() == 3
+    assert not (tmp_path.parent / "another-session/box-4194999-5-1").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine, "system.slice"])
 
 

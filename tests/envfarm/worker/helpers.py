@@ -125,7 +125,7 @@ async def running(
 
 async def session(url: str, spec: EnvSpec, *, token: str | None = None) -> AsyncSession:
     host, port = url.removeprefix("http://").rsplit(":", 1)
-    return AsyncSession(spec, await connect(Address(host=host, port=int(port), token=token)))
+    return AsyncSession(spec, (await connect(Address(host=host, port=int(port), token=token))).open())
 
 
 def wait_gone(pid: int) -> bool:

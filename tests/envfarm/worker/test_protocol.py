@@ -11,7 +11,7 @@ from envfarm.blocks import Code, Fields, Image, Output, Table, Text
 from envfarm.session import Turn
 from envfarm.tools import ToolCall, ToolSpec
 from envfarm.worker import protocol
-from envfarm.worker.protocol import Failed, Finish, Fork, Oracle, Random, Release, Reset, Said, Step, Words
+from envfarm.worker.protocol import Attach, Failed, Finish, Fork, Leave, Oracle, Random, Release, Reset, Said, Step, Words
 from tests.envfarm.worker.helpers import toy
 
 
@@ -48,9 +48,9 @@ def test_every_request_survives() -> None:
     instance = toy("shared").instance("train", 5)
     requests = [
         Reset("a-v0", instance), Step("north"), Step(ToolCall("move", {"to": ["n", 1, None]}), "first"), Finish("token_limit"),
-        Oracle(), Random(7), Fork(), Release(),
+        Oracle(), Random(7), Fork(), Release(), Attach("key"), Leave(),
     ]  # fmt: skip
-    assert [protocol.decode_request(protocol.encode(r)) for r in requests] == requests
+    assert [protocol.decode_message(protocol.encode(r)) for r in requests] == requests
 
 
 def test_every_reply_survives() -> None:
