@@ -62,7 +62,7 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Success of a policy by split and environment, with 95 % intervals."""
-    from rollout.commands import run_eval
+    from rollout.eval_command import run_eval
 
     run_eval(
         policy, envs=env or [], splits=split or [], episodes=episodes, rung=rung, temperature=temperature,

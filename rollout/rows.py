@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from rollout.policies import MALFORMED_CALL
 from rollout.recorder import Recorder
 from rollout.renderers.base import Renderer
 from rollout.types import Branch, Episode, Message, Node, PolicyVersion, StopReason
@@ -116,7 +117,8 @@ def tokenize(episode: Episode, renderer: Renderer, seats: Iterable[str] | None =
         if step.seat not in wanted:
             continue
         talk = recorder.conversation(step.seat, renderer, episode.tools)
-        after_call = bool(talk.messages) and bool(talk.messages[-1].tool_calls)
-        talk.hear(Message(role="tool" if after_call else "user", content=step.observation))
-        talk.demonstrate(Message(role="assistant", content=step.action, tool_calls=step.tool_calls), episode.seats[step.seat])
+        called = bool(talk.messages) and bool(talk.messages[-1].tool_calls)
+        talk.hear(Message(role="tool" if called else "user", content=step.observation))
+        calls = tuple(c for c in step.tool_calls if c.name != MALFORMED_CALL)  # what could not be read is text, as it was said
+        talk.demonstrate(Message(role="assistant", content=step.action, tool_calls=calls), episode.seats[step.seat])
     return msgspec.structs.replace(episode, nodes=recorder.nodes, branches=recorder.branches, drift=recorder.drift)

@@ -11,7 +11,6 @@ store is asked for a finished one of the same slot, instance and weights: what a
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -21,6 +20,7 @@ import msgspec
 from envfarm.errors import EpisodeError, RunHaltedError
 from envfarm.spec import EnvSpec, Instance
 from rollout.episode import Terms, run_episode
+from rollout.permits import Lease, Permits
 from rollout.policies import AsyncSession, ChatPolicy, EnginePolicy, Policy
 from rollout.types import Episode, Group, PolicyVersion, SamplingParams, StopReason
 
@@ -258,60 +258,6 @@ def blank_episode(run: str, request: GroupRequest, member: int, attempt: int, se
         instance=msgspec.to_builtins(request.instance), instance_hash=request.instance.hash, split=request.split,
         seats=dict(seats), steps=[], stop=StopReason.ABORTED, error="called off",
     )  # fmt: skip
-
-
-class Permits:
-    """Counted permits, handed out in order, several at once."""
-
-    def __init__(self, capacity: int):
-        self.capacity, self._free = capacity, capacity
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def admit(self, count: int) -> Lease:
-        """Take `count` permits together. Raises: ValueError where there will never be as many."""
-        if count > self.capacity:
-            raise ValueError(f"a group of {count} episodes does not fit into max_in_flight={self.capacity}")
-        if self._waiting or self._free < count:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((count, turn))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.cancelled():
-                    self._waiting.remove((count, turn))
-                else:
-                    self._free += count
-                self._wake()
-                raise
-        else:
-            self._free -= count
-        return Lease(self, count)
-
-    def release(self) -> None:
-        self._free += 1
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._waiting and self._free >= self._waiting[0][0]:
-            count, turn = self._waiting.popleft()
-            self._free -= count
-            turn.set_result(None)
-
-
-class Lease:
-    """A group's permits: given back one by one as its members end, the rest when the group does."""
-
-    def __init__(self, permits: Permits, count: int):
-        self._permits, self._held = permits, count
-
-    def give_one(self, _: object = None) -> None:
-        if self._held:
-            self._held -= 1
-            self._permits.release()
-
-    def close(self, _: object = None) -> None:
-        while self._held:
-            self.give_one()
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -11,7 +11,7 @@ import typer
 from envfarm.errors import StoreError
 from envfarm.registry import default_registry
 from envfarm.worker.pool import WorkerPool
-from rollout.commands import console_for, progress_bar
+from rollout.acting import console_for, progress_bar
 from rollout.export import exporter
 from rollout.replay import ReplayReport, replay_all
 from rollout.store import Store

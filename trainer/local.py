@@ -58,7 +58,7 @@ class LocalClient:
         self._weights: list[Tensor] = [p for _, p in model.named_parameters()]
         self._moments = {k: [torch.zeros_like(p) for p in self._weights] for k in ("m", "v")}
         self._gradients: list[Tensor] | None = None
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer")
+        self._pool = single_threaded_pool(1)
         self._workers = single_threaded_pool(threads or torch.get_num_threads())
 
     def forward(self, data: list[Datum], loss: str = "cross_entropy", config: LossConfig | None = None) -> Future[ForwardOutput]:
@@ -185,6 +185,7 @@ def single_threaded_pool(workers: int) -> ThreadPoolExecutor:
 
     def initialise() -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread takes over the process's setting on its first use of torch, and keeps it
         ready.wait()
 
     before = torch.get_num_threads()

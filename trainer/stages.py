@@ -25,7 +25,7 @@ from rollout.policies import EnginePolicy, Policy
 from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import PolicyVersion
-from trainer.checkpoint import Checkpoints, RunLock, RunState, check_same_run, meaning, next_incarnation
+from trainer.checkpoint import Checkpoints, RunLock, RunState, check_same_run, meaning, next_incarnation, write_atomically
 from trainer.context import Context, Trainee, done, timed
 from trainer.evaluation import curve_point, evaluate_policy
 from trainer.local import LocalClient
@@ -82,6 +82,7 @@ def begin(run: RunFile, run_dir: Path, checkpoints: Checkpoints) -> RunState:
     state = fresh if found is None else found[0]
     check_same_run(state, run_hash, run_dir)
     state.incarnation = next_incarnation(run_dir)
+    write_atomically(run_dir / "run.json", run.model_dump_json(by_alias=True, exclude_unset=True, indent=1).encode())
     return state
 
 

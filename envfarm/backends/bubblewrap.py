@@ -22,7 +22,8 @@ from pathlib import Path
 
 from envfarm.backends import rootfs, seccomp, shell_loop
 from envfarm.backends.bubblewrap_box import BubblewrapBox
-from envfarm.backends.limits import CgroupMeter, Groups, Meter, RlimitMeter, find_groups
+from envfarm.backends.cgroups import CgroupMeter, Groups, find_groups
+from envfarm.backends.limits import Meter, RlimitMeter
 from envfarm.backends.shell import TICK_S, Watch
 from envfarm.box import BoxSpec, Snapshot
 from envfarm.errors import BoxUnavailableError, InfraError

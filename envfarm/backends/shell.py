@@ -13,16 +13,15 @@ the last command that came to its end had left it.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from envfarm.backends import processes, shell_loop
-from envfarm.backends.limits import Counts, Meter
+from envfarm.backends.command import Running, Stream
+from envfarm.backends.limits import Meter
 from envfarm.backends.shell_loop import Answer, ShellEnded, SupervisorUp
 from envfarm.box import WORKDIR, BoxSpec, ExecResult, LimitKind
 from envfarm.errors import BoxDied
@@ -35,34 +34,6 @@ START_TIMEOUT_S = 30.0
 _SETTLE_S = 5.0
 _CHUNK = 1 << 16
 _KILLED = 128 + signal.SIGKILL
-
-
-class Stream:
-    """One output pipe: keeps the first bytes of each command, reads and drops the rest."""
-
-    def __init__(self, fd: int, keep: int):
-        self.fd = fd
-        self.seen = 0
-        self._keep = keep
-        self._chunks: list[bytes] = []
-
-    def read_ready(self) -> None:
-        """Take what is there, once."""
-        with suppress(BlockingIOError):
-            chunk = os.read(self.fd, _CHUNK)
-            if self.seen < self._keep:
-                self._chunks.append(chunk[: self._keep - self.seen])
-            self.seen += len(chunk)
-
-    def take(self) -> tuple[bytes, bool]:
-        """What was kept since the last time and whether something was dropped. Nobody may still be writing."""
-        before = -1
-        while self.seen != before:
-            before = self.seen
-            self.read_ready()
-        kept, cut = b"".join(self._chunks), self.seen > self._keep
-        self._chunks, self.seen = [], 0
-        return kept, cut
 
 
 class Watch:
@@ -86,18 +57,6 @@ class Watch:
         self._timer = loop.call_later(self._tick_s, self._tick) if self._shells else None
         for shell in list(self._shells):
             shell.check(loop.time())
-
-
-@dataclass
-class Running:
-    """The command under way."""
-
-    deadline: float  # loop time
-    cpu_until: float  # CPU seconds of the box
-    before: Counts
-    limit: LimitKind | None = None  # why it was ended from outside
-    ended_at: float = 0.0  # loop time of the last attempt to end it
-    attempts: int = 0
 
 
 class Shell:
@@ -139,7 +98,8 @@ class Shell:
     async def _within(self, waiter: asyncio.Future[None], timeout_s: float) -> None:
         """A cancelled call leaves the waiter to the next one."""
         try:
-            await asyncio.wait_for(asyncio.shield(waiter), timeout_s)
+            async with asyncio.timeout(timeout_s):  # not `wait_for`, which swallows a cancellation that meets the result
+                await asyncio.shield(waiter)
         except TimeoutError:
             self.close(f"no shell was up within {timeout_s:.0f} s")
             self.require()

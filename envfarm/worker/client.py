@@ -18,7 +18,7 @@ from envfarm.errors import EnvironmentFault, InfraError, WorkerDied
 from envfarm.session import Turn
 from envfarm.tools import Action
 from envfarm.worker import protocol, websocket
-from envfarm.worker.protocol import Finish, Fork, Oracle, Random, Reply, Request, Reset, Step
+from envfarm.worker.protocol import Attach, Finish, Fork, Leave, Oracle, Random, Reply, Request, Reset, Step
 from envfarm.worker.websocket import BINARY, CLOSE, PING, PONG, FrameParser, WebSocketError
 
 if TYPE_CHECKING:

@@ -179,7 +179,8 @@ class WorkerProcess:
             assert self.process is not None
             await self.process.wait()
             self.up.clear()
-            self._connecting = None
+            if not self._closing:
+                self._connecting = None
             while not self._closing and not self.up.is_set():
                 try:
                     await self._launch()
@@ -248,3 +249,6 @@ class WorkerProcess:
                 await process.wait()
         if self._watch is not None:
             await self._watch
+        connecting = self._connecting
+        if connecting is not None and connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+            connecting.result().close()

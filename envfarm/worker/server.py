@@ -23,6 +23,8 @@ from envfarm.worker.seats import Seat, Sessions
 from envfarm.worker.sessions import Done
 from envfarm.worker.websocket import BINARY, CLOSE, PING, PONG, TEXT, FrameParser, WebSocketError
 
+BATCH = 16
+"""Answers per write at most: the client works on them while the next are made."""
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -251,6 +253,9 @@ class Connection(asyncio.Protocol):
         frame = websocket.frame(payload, opcode or self._opcode)
         if self._outbox is not None:
             self._outbox.append(frame)
+            if len(self._outbox) >= BATCH and not self._transport.is_closing():
+                self._transport.write(b"".join(self._outbox))
+                self._outbox.clear()
         elif not self._transport.is_closing():  # else nobody is there to read it
             self._transport.write(frame)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envfarm.errors import UserError
@@ -50,6 +50,7 @@ def test_awr_prefers_the_better_and_the_sooner_within_an_environment() -> None:
     assert [float(d.weights.max()) for d in data] == pytest.approx(list(weights), rel=1e-6)
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 40), size=st.integers(1, 16))
 def test_an_epoch_of_batches_shows_no_row_twice_and_any_step_can_be_asked_for_alone(count: int, size: int) -> None:
     batches = Batches(count, size, "stage", 7)

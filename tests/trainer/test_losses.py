@@ -23,6 +23,7 @@ def test_cross_entropy_counts_each_token_by_its_weight() -> None:
     assert terms.loss_N.tolist() == [1.0, 1.0, 0.0]
 
 
+@settings(deadline=None)
 @given(values)
 def test_on_policy_the_gradient_is_reinforce(logprobs: list[float]) -> None:
     current = tensor(*logprobs).requires_grad_()
@@ -70,7 +71,7 @@ def test_an_impossible_token_gives_a_finite_loss() -> None:
     assert math.isfinite(float(terms.loss_N))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=6), st.floats(0.05, 2))
 def test_awr_weights_rise_with_the_advantage_and_are_bounded(advantages: list[float], beta: float) -> None:
     ordered = torch.tensor(sorted(advantages), dtype=torch.float64)

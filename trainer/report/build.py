@@ -26,7 +26,7 @@ PACKAGES = ("envfarm", "torch", "numpy", "tokenizers", "duckdb", "pyarrow")
 def build(run_dir: Path) -> Path:
     """Write the page and return its path. A run under way is reported as far as it is.
 
-    Raises: UserError where `run_dir` is no run directory, or a part of it is damaged (which).
+    Raises: UserError where `run_dir` is no run directory, or its summary is damaged.
     """
     data = read_run_dir(run_dir)
     page = render(*contents(data))
@@ -42,7 +42,7 @@ def contents(data: RunData) -> tuple[dict[str, Any], dict[str, Any]]:
     rows, gaps, paired = tables.figures(data), tables.gaps(data), tables.paired_rows(data)
     logger, wall = tables.logger_row(data), episodes.wall_times(data)
     static = {
-        "name": data.name, "finished": data.finished, "damages": data.damages, **tables.headline(data),
+        "name": data.name, "finished": data.finished, "damage": data.damage, **tables.headline(data),
         "stages": data.evaluated, "splits": data.splits, "last": last, "real_measured": "real" in data.splits,
         "envs": [tables.OVERALL, *data.envs] if len(data.envs) > 1 else data.envs,
         "cells": {f"{r['stage']}\t{r['split']}\t{r['env']}": r for r in rows}, "logger": logger,

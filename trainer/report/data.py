@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from envfarm.errors import UserError
+from envfarm.errors import StoreError, UserError
 from rollout.store import Store
 from rollout.types import StopReason
 from trainer.metrics import read as read_metrics
@@ -74,7 +74,7 @@ class RunData:
     learner: str = ""
     policies: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage -> its envfarm.json
     run_file: str = ""  # text, where the directory has it
-    damages: list[str] = field(default_factory=list)  # of the store
+    damage: str = ""  # of the store; nothing of it is shown then
 
     @property
     def name(self) -> str:
@@ -97,7 +97,7 @@ class RunData:
 
 
 def read_run_dir(run_dir: Path) -> RunData:
-    """Raises: UserError where it is no run directory, or a part of it is damaged (which)."""
+    """Raises: UserError where it is no run directory, or its summary is damaged. A damaged store is left out (`damage`)."""
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such directory; expected a run directory, as `envfarm train` makes it (runs/NAME)")
     if not (run_dir / "metrics.jsonl").exists() and not (run_dir / "summary.json").exists():
@@ -117,9 +117,11 @@ def read_run_dir(run_dir: Path) -> RunData:
     data.run_file = _run_file(run_dir)
     data.learner = next((p["version"]["policy"] for p in policies.values() if "version" in p), "")
     if (run_dir / "store" / "manifest.json").exists():
-        data.store = Store.open(run_dir / "store", salvage=True)
-        data.damages = list(data.store.damages)
-        data.played = list(_played(data.store, data.learner))
+        try:
+            data.store = Store.open(run_dir / "store")
+            data.played = list(_played(data.store, data.learner))
+        except StoreError as error:
+            data.store, data.damage = None, str(error)
     return data
 
 

@@ -131,7 +131,7 @@ def label_of(value: Any) -> str:
         return value if len(value) <= 48 else value[:47] + "…"
     if isinstance(value, float) and not isinstance(value, bool):
         return f"{value:.4g}"
-    return label_of(json.dumps(value, sort_keys=True, default=str))
+    return label_of(json.dumps(value, sort_keys=True, default=str, ensure_ascii=False))
 
 
 def _is_number(value: Any) -> bool:

@@ -121,7 +121,7 @@ def _shown(store: Store, played: Played, pieces: Pieces) -> dict[str, Any]:
 
 
 def _line(event: Any) -> str:
-    return json.dumps(event, sort_keys=True, default=str)[:300]
+    return json.dumps(event, sort_keys=True, default=str, ensure_ascii=False)[:300]
 
 
 def _instance(episode: Episode) -> dict[str, Any]:
@@ -162,7 +162,9 @@ def _messages(episode: Episode) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for step in episode.steps[:60]:
         out.append({"role": "user", "seat": step.seat, "text": _cut(step.observation)})
-        said = step.action or json.dumps([{"name": c.name, "arguments": c.arguments} for c in step.tool_calls], default=str)
+        said = step.action or json.dumps(
+            [{"name": c.name, "arguments": c.arguments} for c in step.tool_calls], default=str, ensure_ascii=False
+        )
         out.append({"role": "assistant", "seat": step.seat, "text": _cut(said), "malformed": step.malformed})
     return out
 

@@ -1,6 +1,6 @@
 """A maze that is seen only in part: from a cell its exits, along the corridors, or a small square around.
 
-The agent has `budget` actions, 1.7 times the shortest way and two more: who wanders fails. Reaching the goal brings
+The agent has `budget` actions, twice the shortest way and three more: who wanders fails. Reaching the goal brings
 1.0 by the shortest way and less by every detour, never below 0.6; anything else brings 0.
 Locked doors have keys that lie elsewhere; the goal is behind the first door, the first key behind the second.
 """
@@ -34,7 +34,7 @@ class Maze(Env):
         )
         self.words, self.held, self.used = WORDS[p["theme"]], frozenset[str](), 0
         self.shortest = len(self.grid.route(self.cell, self.held, self.goal))
-        self.budget = int(1.7 * self.shortest) + 2
+        self.budget = 2 * self.shortest + 3
         if not self.grid.keys:
             del self.tools["take"]
         blocks: list[Block] = [Text(self._introduction())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 from collections.abc import AsyncIterator, Iterable
@@ -28,7 +29,7 @@ class PaperBox:
 
     def __init__(self, backend: PaperBackend, spec: BoxSpec, files: dict[str, bytes]):
         self.id, self.spec, self.files, self.stopped = f"paper-{len(backend.boxes)}", spec, files, False
-        self._backend = backend
+        self._backend, self._released = backend, asyncio.Event()
 
     async def exec(self, command: str, *, stdin: bytes = b"", timeout_s: float | None = None) -> ExecResult:
         if self.stopped:
@@ -37,7 +38,8 @@ class PaperBox:
         if word == "kill":
             raise BoxDied("somebody killed the box")
         if word == "hang":
-            await self._backend.hang()
+            self._backend.hanging.set()
+            await self._released.wait()
             raise BoxDied("the box was stopped")
         out = b""
         if word == "put":
@@ -68,7 +70,7 @@ class PaperBox:
 
     async def stop(self) -> None:
         self.stopped = True
-        self._backend.release()
+        self._released.set()
 
 
 class PaperBackend:
@@ -77,22 +79,12 @@ class PaperBackend:
     name = "paper"
 
     def __init__(self) -> None:
-        import asyncio
-
         self.boxes: list[PaperBox] = []
         self.hanging = asyncio.Event()
-        self._released = asyncio.Event()
 
     @property
     def open(self) -> int:
         return sum(not box.stopped for box in self.boxes)
-
-    async def hang(self) -> None:
-        self.hanging.set()
-        await self._released.wait()
-
-    def release(self) -> None:
-        self._released.set()
 
     async def probe(self) -> None:
         pass

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from envfarm.errors import BoxDied, CapabilityError, EnvironmentFault, UnknownIdError, VerifierFault, WorkerDied
+from envfarm.errors import BoxDied, CapabilityError, EnvironmentFault, InfraError, UnknownIdError, VerifierFault, WorkerDied
 from envfarm.perturbation import perturbed
 from envfarm.registry import make_scene
 from envfarm.session import LocalSession, Turn
@@ -184,6 +184,35 @@ def test_a_closed_session_that_loops_for_ever_is_killed() -> None:
             os.close(pidfd)
 
     asyncio.run(spin())
+
+
+def test_sessions_share_a_connection_and_do_not_wait_for_each_other() -> None:
+    async def share() -> None:
+        spec, backend = toy("box-shared"), PaperBackend()
+        async with running(spec, backend=backend, max_sessions=3) as (worker, url):
+            first = await session(url, spec)
+            second, third, fourth = [AsyncSession(spec, first._wire._connection.open()) for _ in range(3)]  # type: ignore[attr-defined]
+            for on in (first, second, third):
+                await on.reset(spec.instance("train", 0))
+            stuck = asyncio.ensure_future(first.step("run hang"))
+            await backend.hanging.wait()
+            assert (await second.step("say " + "x" * 3_000_000)).text.endswith("xxx")
+            with pytest.raises(EnvironmentFault, match="one request at a time"):
+                await first.step("say more")
+            with pytest.raises(InfraError, match="3 sessions, its limit"):
+                await fourth.reset(spec.instance("train", 0))
+            with pytest.raises(InfraError, match="Unknown or attached session_id"):
+                await second._wire.attach("nobody")
+            await third.close()
+            assert (await fourth.reset(spec.instance("train", 1))).text
+            await first.close()
+            with pytest.raises(WorkerDied, match="the session was closed"):
+                await stuck
+            await second.close()
+            await fourth.close()
+            await until(lambda: backend.open == 0 and not seats(worker))
+
+    asyncio.run(share())
 
 
 # Boxes: made of paper here; tests/envfarm/worker/test_boxed.py uses real ones.

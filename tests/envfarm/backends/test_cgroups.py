@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from envfarm.backends.limits import GroupsV1, GroupsV2, _find_v1, _find_v2, find_groups
+from envfarm.backends.cgroups import GroupsV1, GroupsV2, _find_v1, _find_v2, find_groups
 from envfarm.backends.processes import start_ticks
 from envfarm.box import BoxSpec
 

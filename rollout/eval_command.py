@@ -1,0 +1,119 @@
+"""What `envfarm eval` does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from envfarm.errors import UserError, did_you_mean
+from envfarm.registry import Registry, default_registry
+from rollout.acting import console_for, named_policy, policy_folder, progress_bar, specs_of, with_rollouts
+from rollout.evaluate import EvalResult, evaluate
+from rollout.requests import EnvChoice
+from rollout.run import EngineEntry
+from rollout.scheduler import Rollouts, RunPlan
+from rollout.store import Store
+from rollout.types import SamplingParams
+
+
+def run_eval(
+    policy: str, *, envs: Sequence[str], splits: Sequence[str], episodes: int | None, rung: int | None,
+    temperature: float | None, max_tokens: int | None, seed: int | None, engine: str, url: str | None,
+    renderer: str | None, out: Path | None, backend: str, workers: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Evaluate and print. What is not said is as the policy's `envfarm.json` has it. Raises: UserError."""
+    console = console_for(as_json)
+    registry = default_registry()
+    if engine == "openai" and url is None:
+        raise UserError("--engine openai needs --url, e.g. http://127.0.0.1:8000/v1; POLICY is the model's name there")
+    about = dict(policy_folder(Path(policy)).about) if engine != "openai" and Path(policy).is_dir() else {}
+    own = about.get("evaluation", {})
+    entry = EngineEntry(kind=engine, base_url=url, context=about.get("context"))
+    acting = named_policy(policy, "policy", engine=entry, renderer=renderer)
+    choices = _eval_choices(envs, own, rung, registry)
+    per_split = _eval_splits(choices, splits, episodes, own)
+    said = about.get("sampling", {})
+    sampling = SamplingParams(
+        temperature=_first(temperature, own.get("temperature"), said.get("temperature"), 0.0), top_p=said.get("top_p", 1.0),
+        max_tokens=_first(max_tokens, said.get("max_tokens"), 256),
+    )  # fmt: skip
+    specs = {c.spec.id: c.spec for c in choices}
+    plan = RunPlan(
+        "eval", _first(seed, about.get("seed"), 0), specs, token_budget=said.get("episode_tokens", 0),
+        max_in_flight=entry.max_in_flight,
+    )  # fmt: skip
+
+    async def play(rollouts: Rollouts) -> dict[str, EvalResult]:
+        results = {}
+        for split, count in per_split.items():
+            there = [c for c in choices if split in c.spec.splits]
+            with progress_bar(console, f"eval {split}", count) as advance:
+                results[split] = await evaluate(
+                    rollouts, there, split, count, "policy", sampling=sampling, stage=f"eval/{split}", progress=advance
+                )
+        return results
+
+    store = Store.open_or_create(out) if out is not None else None
+    try:
+        results = asyncio.run(with_rollouts(plan, {"policy": acting}, store, backend, workers, play))
+    finally:
+        if store is not None:
+            store.close()
+    _show_eval(console, policy, results, as_json)
+
+
+def _eval_choices(envs: Sequence[str], own: dict[str, Any], rung: int | None, registry: Registry) -> list[EnvChoice]:
+    if envs:
+        setting = {} if rung is None else {"rung": rung}
+        return [EnvChoice(s, dict.fromkeys(s.roles, "policy"), 1.0, setting) for s in specs_of(envs, registry).values()]
+    listed = own.get("environments", [])
+    if not listed:
+        raise UserError("which environments? Name them with --env (this policy does not say what it was evaluated on)")
+    return [
+        EnvChoice(spec, dict.fromkeys(spec.roles, "policy"), e.get("weight", 1.0), e.get("setting", {}))
+        for e in listed
+        for spec in (registry.get(e["id"]),)
+    ]
+
+
+def _eval_splits(choices: list[EnvChoice], splits: Sequence[str], episodes: int | None, own: dict[str, Any]) -> dict[str, int]:
+    """Split -> episodes. Raises: UserError where no environment has a split."""
+    known: dict[str, int] = own.get("splits", {})
+    wanted = list(splits) or list(known) or ["heldout"]
+    there = {s for c in choices for s in c.spec.splits}
+    for split in wanted:
+        if split not in there:
+            if not splits:
+                continue
+            raise UserError(f"no split {split!r}{did_you_mean(split, there)}; there are: {', '.join(sorted(there))}")
+    return {s: episodes if episodes is not None else known.get(s, 300) for s in wanted if s in there}
+
+
+def _first(*values: Any) -> Any:
+    return next(v for v in values if v is not None)
+
+
+def _show_eval(console: Console, policy: str, results: dict[str, EvalResult], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"policy": policy, "splits": {s: r.to_json() for s, r in results.items()}}))
+        return
+    table = Table(title=policy)
+    for name in ("split", "environment", "episodes", "success", "95 % interval", "turns", "malformed"):
+        table.add_column(name, no_wrap=True)
+    for split, result in results.items():
+        for name, part in {"all": result, **result.by_env}.items():
+            shown, (low, high) = part.to_json(), part.ci95
+            table.add_row(
+                split, name, str(part.episodes), f"{part.success:.3f}", f"{low:.3f} - {high:.3f}", f"{shown['turns']:.1f}",
+                f"{shown['malformed']:.2f}",
+            )  # fmt: skip
+    console.print(table)
+    for split, result in results.items():
+        if result.not_ok:
+            console.print(f"{split}: not ok and not counted: {', '.join(f'{k} {v}' for k, v in result.not_ok.items())}")
