@@ -166,8 +166,9 @@ class RolloutFile(FileModel):
 
     def seats_of(self, spec: EnvSpec, *, learner: str | None = None) -> dict[str, str]:
         """Role -> policy for one environment; `learner` sits where the learner would."""
-        own = self.learner if SELF in self.seats.get(spec.id, {}).values() or not self._all_seated(spec) else ""
         given = self.seats.get(spec.id, {})
+        asked = learner is not None or SELF in given.values() or not self._all_seated(spec)
+        own = self.learner if asked else ""
         names = {role: given.get(role, SELF) for role in spec.roles}
         names = {role: own if name == SELF else name for role, name in names.items()}
         return {role: learner if learner is not None and name == own else name for role, name in names.items()}

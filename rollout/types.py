@@ -55,7 +55,7 @@ _OK = frozenset({
 })  # fmt: skip
 
 
-class PolicyVersion(msgspec.Struct, frozen=True, order=True):
+class PolicyVersion(msgspec.Struct, frozen=True, order=True, gc=False):
     """Which weights. `(policy, incarnation, number)` is never reused; `checksum` says what they were.
 
     A run that resumes from a checkpoint starts a new incarnation, since it may make update 17 again, differently.
@@ -70,7 +70,7 @@ class PolicyVersion(msgspec.Struct, frozen=True, order=True):
         return f"{self.policy}@{self.incarnation}.{self.number}"
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a reply is sampled. Recorded with every sampled node."""
 
     temperature: float = 1.0  # 0 is greedy
@@ -80,7 +80,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0  # of this one reply: same seed, same prompt, same weights, same tokens
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message of a seat's conversation, before it is rendered to tokens."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -89,7 +89,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     thinking: str = ""  # of an assistant: what a thinking template strips from history
 
 
-class Node(msgspec.Struct, kw_only=True):
+class Node(msgspec.Struct, kw_only=True, gc=False):
     """One message as tokens. `token_ids`, `logprobs` and `mask` are equally long.
 
     `parent` is the index of the previous node of the branch within `Episode.nodes` (-1 for a root).
@@ -108,7 +108,7 @@ class Node(msgspec.Struct, kw_only=True):
     sampling: SamplingParams | None = None
 
 
-class Branch(msgspec.Struct, kw_only=True):
+class Branch(msgspec.Struct, kw_only=True, gc=False):
     """A path of nodes: one training row. A sampled node is trained in the first branch that it appears in, only."""
 
     seat: str
@@ -117,7 +117,7 @@ class Branch(msgspec.Struct, kw_only=True):
     fork_reason: str = ""  # "template" (history rewritten), "retoken", "fork" (a session was forked)
 
 
-class RewardEntry(msgspec.Struct, frozen=True, kw_only=True):
+class RewardEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One reward, appendable later (delayed, re-graded)."""
 
     seat: str
@@ -127,7 +127,7 @@ class RewardEntry(msgspec.Struct, frozen=True, kw_only=True):
     grader: str = "env"
 
 
-class Timings(msgspec.Struct, kw_only=True):
+class Timings(msgspec.Struct, kw_only=True, gc=False):
     """Wall-clock seconds, for people; never part of replay, hashes or logic."""
 
     queue_s: float = 0.0
@@ -136,7 +136,7 @@ class Timings(msgspec.Struct, kw_only=True):
     total_s: float = 0.0
 
 
-class Step(msgspec.Struct, kw_only=True):
+class Step(msgspec.Struct, kw_only=True, gc=False):
     """One turn as the environment saw it: what replay repeats."""
 
     seat: str
@@ -149,7 +149,7 @@ class Step(msgspec.Struct, kw_only=True):
     # command printed: compared under the documented mask in replay
 
 
-class Episode(msgspec.Struct, kw_only=True):
+class Episode(msgspec.Struct, kw_only=True, gc=False):
     """One run of one instance, finished."""
 
     id: str  # unique in the store; derived from run, stage, step, group, member and attempt
@@ -189,7 +189,7 @@ class Episode(msgspec.Struct, kw_only=True):
         return self.stop.ok
 
 
-class Group(msgspec.Struct, kw_only=True):
+class Group(msgspec.Struct, kw_only=True, gc=False):
     """The episodes of one instance, in member order; not-ok members included."""
 
     id: str

@@ -48,6 +48,8 @@ def test_a_run_file_says_who_plays_what_and_how(tmp_path: Path) -> None:
     (choice,) = run.choices(specs)
     assert choice.seats == {"agent": "learner"} and choice.weight == 2 and choice.setting == {"rung": 0}
     assert run.choices(specs, learner="expert")[0].seats == {"agent": "expert"}
+    by_name = load(tmp_path, GOOD.replace("{agent: self}", "{agent: learner}"))
+    assert by_name.choices(specs, learner="expert")[0].seats == {"agent": "expert"}, "`self` and the learner's name are one"
     assert run.scripted_policies() == {
         "expert": ScriptedPolicy("expert", "oracle", 0.35),
         "rival": ScriptedPolicy("rival", "random"),
