@@ -10,6 +10,7 @@ explanation raises `BoxDied` (an `InfraError`): never a reward.
 
 from __future__ import annotations
 
+import builtins
 from typing import Literal, Protocol
 
 import msgspec
@@ -98,10 +99,13 @@ class Box(Protocol):
         ...
 
     async def list(self, path: str = WORKDIR, *, max_entries: int = 10_000) -> list[Entry]:
-        """All entries below `path`, sorted by path, links not followed. Raises: FileNotFoundError, ValueError (too many), BoxDied."""
+        """All entries below `path`, sorted by path, links not followed.
+
+        Raises: FileNotFoundError, ValueError where there are more than `max_entries`, BoxDied.
+        """
         ...
 
-    async def archive(self, paths: list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]:
+    async def archive(self, paths: builtins.list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]:
         """Artifacts, copied out for verification: `{path relative to WORKDIR: content}` for every regular file at or
         below `paths` (absolute). Links, devices and sockets are refused, not followed.
 
@@ -148,7 +152,7 @@ class SyncBox(Protocol):
     def read(self, path: str, *, max_bytes: int = 1 << 20) -> bytes: ...
     def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None: ...
     def list(self, path: str = WORKDIR, *, max_entries: int = 10_000) -> list[Entry]: ...
-    def archive(self, paths: list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]: ...
+    def archive(self, paths: builtins.list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]: ...
 
 
 BACKENDS: dict[str, str] = {

@@ -20,9 +20,8 @@ from envfarm.seeding import generator
 from envfarm.tools import Action, Malformed, ToolSpec, parse_text, to_text
 
 if TYPE_CHECKING:
-    from envfarm.spec import EnvSpec, Instance
-
     from envfarm.env import Scene
+    from envfarm.spec import EnvSpec, Instance
 
 
 class Turn(msgspec.Struct, kw_only=True):
@@ -182,9 +181,8 @@ def local_session(
     Raises: BoxUnavailableError where the spec needs a box and none can be made; SpecError on a missing entry.
     """
     from envfarm.backends.local import box_maker
-    from envfarm.registry import make_scene
-
     from envfarm.perturbation import perturbed
+    from envfarm.registry import make_scene
 
     made = scene if scene is not None else make_scene(env_spec)
     box_spec = env_spec.sandbox.box_spec(env_spec.limits) if env_spec.sandbox.box else None

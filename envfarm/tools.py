@@ -94,9 +94,7 @@ def _schema_of(annotation: Any, where: str) -> dict[str, Any]:
         return {"type": "object"}
     if annotation in _PRIMITIVES:
         return {"type": _PRIMITIVES[annotation]}
-    raise TypeError(
-        f"{where}: {annotation!r} is no type of a tool argument; use str, int, float, bool, Literal, list[...], dict"
-    )
+    raise TypeError(f"{where}: {annotation!r} is no type of a tool argument; use str, int, float, bool, Literal, list[...], dict")
 
 
 def _split_doc(doc: str, names: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -165,9 +163,7 @@ def _coerce(spec: ToolSpec, name: str, value: Any) -> Any:
             value = float(value)
         elif kind == "boolean" and isinstance(value, str):
             value = {"true": True, "false": False}[value.lower()]
-        expected = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}[
-            kind
-        ]
+        expected = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}[kind]
         if not isinstance(value, expected) or (kind in ("integer", "number") and isinstance(value, bool)):
             raise ValueError
     except (ValueError, KeyError, TypeError, OverflowError):

@@ -11,6 +11,7 @@ store is asked for a finished one of the same slot, instance and weights: what a
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -101,9 +102,13 @@ class Rollouts:
     async def __aenter__(self) -> Self:
         for engine in self._engines():
             await engine.start()
+        # What is there when a run starts (modules, specs, a model) stays: spare the collector from walking it again
+        # and again, which takes a third of the time where episodes are short.
+        gc.freeze()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        gc.unfreeze()
         for engine in self._engines():
             await engine.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+
 from envfarm.box import WORKDIR, Entry, ExecResult
 
 
@@ -33,7 +35,7 @@ class RecordingBox:
             if name.startswith(below)
         ]
 
-    def archive(self, paths: list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]:
+    def archive(self, paths: builtins.list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]:
         wanted = [self._absolute(p) for p in paths]
         return {
             name[len(WORKDIR) + 1 :]: data

@@ -151,19 +151,24 @@ def _run_file(run_dir: Path) -> str:
 
 
 _EPISODES = """
-SELECT id, stage, step, "group", "index", member, env, split, seats, stop, success, reward, malformed, error, instance, timings
-FROM episodes ORDER BY stage, step, "index", member, attempt, id
+SELECT e.id, e.stage, e.step, e."group", e.env, e.split, e.seats, e.stop, e.success, e.reward, e.malformed, e.error,
+  e.instance, e.timings, t.turns, n.tokens
+FROM episodes e
+LEFT JOIN (
+  SELECT episode_id, map(list(seat), list(turns)) AS turns
+  FROM (SELECT episode_id, seat, count(*) AS turns FROM steps GROUP BY ALL) GROUP BY episode_id
+) t ON t.episode_id = e.id
+LEFT JOIN (
+  SELECT episode_id, map(list(seat), list(tokens)) AS tokens
+  FROM (SELECT episode_id, seat, sum(list_sum(CAST(mask AS INTEGER[]))) AS tokens FROM nodes GROUP BY ALL) GROUP BY episode_id
+) n ON n.episode_id = e.id
+ORDER BY e.stage, e.step, e."index", e.member, e.attempt, e.id
 """
-_TURNS = "SELECT episode_id, seat, count(*) AS turns FROM steps GROUP BY ALL"
-_TOKENS = """
-SELECT episode_id, seat, sum(list_sum(CAST(mask AS INTEGER[]))) AS tokens FROM nodes WHERE role = 'assistant' GROUP BY ALL
-"""
+"""One query, since each one reads what is not sealed yet anew."""
 
 
 def _played(store: Store, learner: str) -> Iterable[Played]:
     """The seats that the learner sat in; all seats of episodes without it, such as logs."""
-    turns = {(r["episode_id"], r["seat"]): r["turns"] for r in store.sql(_TURNS)}
-    tokens = {(r["episode_id"], r["seat"]): int(r["tokens"] or 0) for r in store.sql(_TOKENS)}
     for row in store.sql(_EPISODES):
         instance = json.loads(row["instance"])
         sitting = {role: version["policy"] for role, version in row["seats"].items()}
@@ -173,7 +178,7 @@ def _played(store: Store, learner: str) -> Iterable[Played]:
                 id=row["id"], stage=row["stage"], step=row["step"], group=row["group"], env=row["env"], split=row["split"],
                 seat=seat, policy=sitting[seat], stop=StopReason(row["stop"]),
                 success=bool(row["success"].get(seat, False)), reward=float(row["reward"].get(seat, 0.0)),
-                turns=turns.get((row["id"], seat), 0), tokens=tokens.get((row["id"], seat), 0),
+                turns=(row["turns"] or {}).get(seat, 0), tokens=int((row["tokens"] or {}).get(seat) or 0),
                 malformed=row["malformed"], error=row["error"], spec_hash=instance.get("spec_hash", ""),
                 params=instance.get("params", {}), perturbation=instance.get("perturbation", {}), timings=row["timings"],
             )  # fmt: skip
