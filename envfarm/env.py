@@ -155,9 +155,7 @@ class Scene:
         """Run a tool for `self.turn`. Raises: Malformed for what is no call of a visible tool."""
         spec = self.tools.get(call.name)
         if spec is None:
-            raise Malformed(
-                f"Unknown action {call.name!r}. Actions: {'; '.join(t.signature for t in self.tools.values())}"
-            )
+            raise Malformed(f"Unknown action {call.name!r}. Actions: {'; '.join(t.signature for t in self.tools.values())}")
         arguments = check_arguments(spec, call.arguments)
         try:
             return as_blocks(getattr(self, call.name)(**arguments))

@@ -159,9 +159,7 @@ class LocalSession:
         low, high = self.env_spec.reward.range
         for role, value in rewards.items():
             if not (math.isfinite(value) and low <= value <= high):
-                raise VerifierFault(
-                    f"{self.env_spec.id}: reward {value!r} of {role} lies outside reward.range [{low}, {high}]"
-                )
+                raise VerifierFault(f"{self.env_spec.id}: reward {value!r} of {role} lies outside reward.range [{low}, {high}]")
 
     def _guard(self, call: Callable[[], Any], fault: type[EpisodeError] = EnvironmentFault) -> Any:
         """The boundary of the author's code: what it raises becomes one recorded fault."""
@@ -173,9 +171,7 @@ class LocalSession:
             raise fault(f"{self.env_spec.id}: {type(error).__name__}: {error}") from error
 
 
-def local_session(
-    env_spec: EnvSpec, *, scene: Scene | None = None, backend: str = "bubblewrap", perturb: bool = True
-) -> Session:
+def local_session(env_spec: EnvSpec, *, scene: Scene | None = None, backend: str = "bubblewrap", perturb: bool = True) -> Session:
     """A session in this process, boxes and perturbations included: what `Env.reset`, `envfarm play` and `check` use.
 
     Raises: BoxUnavailableError where the spec needs a box and none can be made; SpecError on a missing entry.
