@@ -143,6 +143,8 @@ class Scene:
         self.rng = generator("scene", instance.env, str(instance.seed if instance.row_key is None else instance.row_key))
         self.turn: str = self.roles[0]
         """Whose turn it is."""
+        self.turn_limit: int | None = None
+        """`start` may set it: actions of each role in this episode, in place of `limits.turns`; malformed ones count."""
         self.over, self.stop, self._judged = False, "", False
         self._gained: dict[str, dict[str, float]] = {}
         self.tools = dict(self.declared_tools())

@@ -121,9 +121,20 @@ class BoxDied(InfraError):
     pass
 
 
+NEAR_TIE = 0.05
+"""How much less alike (of 1.0) than the best match a name may be and still be suggested beside it."""
+
+
 def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """The known names closest to `name`, best first."""
-    return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    """The known name closest to `name`, and those that are all but as close; best first."""
+    matcher = difflib.SequenceMatcher(b=name)
+    scores: list[tuple[float, str]] = []
+    for candidate in dict.fromkeys(known):
+        matcher.set_seq1(candidate)
+        scores.append((matcher.ratio(), candidate))
+    best = max((score for score, _ in scores), default=0.0)
+    near = [(score, candidate) for score, candidate in scores if score >= max(0.5, best - NEAR_TIE)]
+    return [candidate for _, candidate in sorted(near, key=lambda s: -s[0])[:limit]]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from envfarm.blocks import Blocks, Text
 from envfarm.box import SyncBox
 from envfarm.errors import EnvironmentFault, EpisodeError, UserError, VerifierFault
 from envfarm.seeding import generator
-from envfarm.tools import Action, Malformed, ToolSpec, parse_text, to_text
+from envfarm.tools import Action, Malformed, ToolSpec, check_encodable, parse_text, to_text
 
 if TYPE_CHECKING:
     from envfarm.env import Scene
@@ -51,6 +51,11 @@ class Session(Protocol):
     """One episode's interface. Methods raise `EpisodeError`s (whose status is recorded) and nothing else."""
 
     env_spec: EnvSpec
+
+    @property
+    def turn_limit(self) -> int:
+        """Actions of all roles together that end this episode."""
+        ...
 
     def reset(self, instance: Instance) -> Turn: ...
     def step(self, action: Action) -> Turn: ...
@@ -98,6 +103,11 @@ class LocalSession:
         turn.tools, turn.text_tool = tuple(self.scene.tools.values()), self.scene.text_tool
         return turn
 
+    @property
+    def turn_limit(self) -> int:
+        own = self.scene.turn_limit
+        return (self.env_spec.limits.turns if own is None else own) * len(self.scene.roles)
+
     def step(self, action: Action) -> Turn:
         scene, malformed = self.scene, False
         if scene.over:
@@ -105,11 +115,12 @@ class LocalSession:
         actor = scene.turn
         self._turns += 1
         try:
+            check_encodable(action)
             call = parse_text(action, scene.tools, scene.text_tool) if isinstance(action, str) else action
             blocks = self._guard(lambda: scene.call(call))
         except Malformed as error:
             blocks, malformed = (Text(str(error)),), True
-        if not scene.over and self._turns >= self.env_spec.limits.turns * len(scene.roles):
+        if not scene.over and self._turns >= self.turn_limit:
             scene.stop = "turn_limit"
             scene.over = True
         if not scene.over and scene.turn != actor:

@@ -18,7 +18,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 import msgspec
@@ -171,6 +171,27 @@ def _coerce(spec: ToolSpec, name: str, value: Any) -> Any:
     if "enum" in schema and value not in schema["enum"]:
         raise Malformed(f"{spec.name}: {name} must be one of {', '.join(map(str, schema['enum']))}, not {value!r}")
     return value
+
+
+def check_encodable(action: Action) -> None:
+    """Raises: Malformed where the action holds half a surrogate pair, which no file, wire or store can carry as text."""
+    try:
+        for text in (action,) if isinstance(action, str) else _texts([action.name, action.arguments]):
+            text.encode()
+    except UnicodeEncodeError:
+        raise Malformed("An action that is no text: it holds half a character.") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from (*_texts(key), *_texts(inner))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def parse_text(text: str, tools: Mapping[str, ToolSpec], text_tool: str | None = None) -> ToolCall:

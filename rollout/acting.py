@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from envfarm.errors import UserError, did_you_mean
 from envfarm.registry import Registry
 from envfarm.spec import EnvSpec
 from envfarm.worker.pool import WorkerPool
-from rollout.build import ModelFolder, chat_policy, embedded_engine
+from rollout.build import ModelFolder, build_policies, chat_policy, embedded_engine
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
-from rollout.run import EngineEntry
+from rollout.run import EngineEntry, PolicyEntry
 from rollout.scheduler import Rollouts, RunPlan
 from rollout.store import Store
 from rollout.types import PolicyVersion
@@ -66,6 +66,17 @@ def named_policy(text: str, name: str, *, engine: EngineEntry, renderer: str | N
     folder = policy_folder(Path(text))
     version = folder.version(name) or PolicyVersion(policy=name)
     return EnginePolicy(version, embedded_engine(engine, {name: folder}), folder.renderer(renderer))
+
+
+def named_policies(
+    text: str, name: str, others: Mapping[str, PolicyEntry], *, engine: EngineEntry, renderer: str | None = None,
+    run_dir: Path = Path(),
+) -> dict[str, Policy]:  # fmt: skip
+    """What `--policy` names as `name`, and `others` beside it, all model folders on one engine. Raises: UserError."""
+    if engine.kind != "openai" and text not in SCRIPTS and Path(text).exists():
+        own = PolicyEntry(model=str(policy_folder(Path(text)).path), renderer=renderer)
+        return build_policies({name: own, **others}, engine, run_dir)
+    return {name: named_policy(text, name, engine=engine, renderer=renderer), **build_policies(others, engine, run_dir)}
 
 
 def policy_folder(path: Path) -> ModelFolder:

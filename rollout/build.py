@@ -7,7 +7,8 @@ trainer saved it, `envfarm.json`: renderer, version, seed, sampling, and what it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -49,12 +50,12 @@ class ModelFolder:
         except ValueError as error:
             raise UserError(f"{about} is damaged: {error}") from error
 
-    def version(self, policy: str) -> PolicyVersion | None:
+    def version(self, policy: str, *, incarnation: int = 0) -> PolicyVersion | None:
         """What `envfarm.json` says the weights are, under the name that they act under here."""
         said = self.about.get("version")
         if said is None:
             return None
-        return PolicyVersion(policy=policy, number=said.get("number", 0), checksum=said.get("checksum", ""))
+        return PolicyVersion(policy, incarnation, said.get("number", 0), said.get("checksum", ""))
 
     def tokenizer(self) -> Tokenizer:
         from rollout.tokenizers import HFTokenizer
@@ -87,35 +88,90 @@ def _load(name: str, table: Mapping[str, str], what: str) -> Any:
         raise UserError(f"the {what} {name!r} cannot be loaded: {error}") from error
 
 
-def build_policies(run: RolloutFile, entries: Mapping[str, PolicyEntry] | None = None) -> dict[str, Policy]:
-    """The policies of a run file (or those of `entries`), engines not started yet. Model folders share one embedded engine.
+UNTRAINED = "untrained"
+"""The stage that every run begins with: its model before any update."""
 
-    Raises: UserError for a model that is no folder (fresh models are made by `envfarm train`) or a frozen version,
-    CapabilityError for an engine that cannot serve a model folder.
+
+def version_folder(version: str) -> Path:
+    """Where in a run directory the weights lie that `version` names: of a stage, or at an update count."""
+    what = version.partition("@")[2]
+    if not what.isdigit():
+        return Path("policies") / what
+    return Path("snapshots") / str(int(what)) if int(what) else Path("policies") / UNTRAINED
+
+
+def acting_folder(version: str, saved: Collection[str], number: int) -> Path:
+    """The same during a run: the untrained weights act until the stage is among the `saved` ones, or until `number`
+    updates are as many as it names."""
+    what = version.partition("@")[2]
+    there = int(what) <= number if what.isdigit() else what in saved
+    return version_folder(version) if there else Path("policies") / UNTRAINED
+
+
+def version_entry(run_dir: Path, entry: PolicyEntry) -> PolicyEntry:
+    """The same policy, given by its folder. Raises: UserError where the run has not got that far."""
+    assert entry.version is not None
+    folder = run_dir / version_folder(entry.version)
+    if not (folder / ABOUT).is_file():
+        raise UserError(
+            f"version {entry.version!r}: there is no {folder}; `envfarm train` saves it there when it has got so far "
+            "(NAME@STAGE: a stage of the run file, or `untrained`; NAME@NUMBER: that many updates)"
+        )
+    return PolicyEntry(model=str(folder), renderer=entry.renderer)
+
+
+def opponents(folder: ModelFolder) -> dict[str, PolicyEntry]:
+    """Who sat beside a saved policy when its run evaluated it, by name; folders are written relative to its own."""
+    said = folder.about.get("evaluation", {}).get("policies", {})
+    entries = {name: PolicyEntry.model_validate(entry) for name, entry in said.items()}
+    return {
+        name: e.model_copy(update={"model": os.path.normpath(folder.path / e.model)}) if isinstance(e.model, str) else e
+        for name, e in entries.items()
+    }
+
+
+def build_policies(entries: Mapping[str, PolicyEntry], engine: EngineEntry, run_dir: Path) -> dict[str, Policy]:
+    """Policies that can act, engines not started yet. Model folders, also those of older versions (in `run_dir`), share
+    one embedded engine, as `engine` says.
+
+    Raises: UserError for a model that is no folder (fresh models are made by `envfarm train`) or a version that is not
+    saved yet, CapabilityError for an engine that cannot serve a model folder.
     """
     policies: dict[str, Policy] = {}
     folders: dict[str, tuple[ModelFolder, PolicyEntry]] = {}
-    for name, entry in (run.policies if entries is None else entries).items():
+    for name, given in entries.items():
+        entry = given if given.version is None else version_entry(run_dir, given)
         if entry.scripted is not None:
             policies[name] = script_of(name, entry.scripted)
-        elif entry.engine is not None and entry.model is None:
+        elif entry.served:
+            assert entry.engine is not None
             policies[name] = chat_policy(name, entry.engine)
         elif isinstance(entry.model, str) and Path(entry.model).is_dir():
             folders[name] = (ModelFolder.open(entry.model), entry)
-        elif run.engine.kind != "torch" and entry.model is not None and run.engine.base_url is not None:
-            policies[name] = chat_policy(name, run.engine)
+        elif engine.kind != "torch" and entry.model is not None and engine.base_url is not None:
+            policies[name] = chat_policy(name, engine)
         else:
-            what = f"model {entry.model!r}" if entry.version is None else f"version {entry.version!r}"
             raise UserError(
-                f"policy {name!r}: {what} is no folder here. A fresh model is made by `envfarm train`; to act, name the "
-                "folder of a policy that it saved (RUN/policies/NAME)"
+                f"policy {name!r}: model {entry.model!r} is no folder here. A fresh model is made by `envfarm train`; to act, "
+                "name the folder of a policy that it saved (RUN/policies/NAME)"
             )
     if folders:
-        engine = embedded_engine(run.engine, {name: folder for name, (folder, _) in folders.items()})
+        shared = embedded_engine(engine, {name: folder for name, (folder, _) in folders.items()})
         for name, (folder, entry) in folders.items():
             version = folder.version(name) or PolicyVersion(policy=name)
-            policies[name] = EnginePolicy(version, engine, folder.renderer(entry.renderer))
+            policies[name] = EnginePolicy(version, shared, folder.renderer(entry.renderer))
     return policies
+
+
+def frozen_models(run: RolloutFile) -> dict[str, ModelFolder]:
+    """The model folders among the policies that are not trained. Raises: UserError."""
+    named = {n: e.model for n, e in run.policies.items() if isinstance(e.model, str) and not e.trainable}
+    return {name: ModelFolder.open(folder) for name, folder in named.items()}
+
+
+def served_policies(run: RolloutFile) -> dict[str, ChatPolicy]:
+    """The policies behind servers of their own. Raises: UserError."""
+    return {name: chat_policy(name, e.engine) for name, e in run.policies.items() if e.served and e.engine is not None}
 
 
 def embedded_engine(entry: EngineEntry, folders: Mapping[str, ModelFolder]) -> Engine:

@@ -15,7 +15,7 @@ from rich.table import Table
 from envfarm.errors import UserError
 from envfarm.registry import Registry, default_registry
 from envfarm.spec import EnvSpec
-from rollout.acting import console_for, named_policy, progress_bar, specs_of, with_rollouts
+from rollout.acting import console_for, named_policies, named_policy, progress_bar, specs_of, with_rollouts
 from rollout.build import build_policies
 from rollout.policies import Policy
 from rollout.requests import EnvChoice, draw_groups
@@ -42,9 +42,11 @@ def job_of_file(path: Path, policy: str | None, registry: Registry) -> Job:
     choices = run.choices(specs)
     own = {name: entry for name, entry in run.policies.items() if policy is None or name != run.learner}
     seated = {name for c in choices for name in c.seats.values()}
-    policies = build_policies(run, {name: entry for name, entry in own.items() if name in seated})
-    if policy is not None:
-        policies[run.learner] = named_policy(policy, run.learner, engine=run.engine)
+    entries = {name: entry for name, entry in own.items() if name in seated}
+    if policy is None:
+        policies = build_policies(entries, run.engine, run.folder)
+    else:
+        policies = named_policies(policy, run.learner, entries, engine=run.engine, run_dir=run.folder)
     return Job(run, specs, policies, choices)
 
 

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from envfarm.errors import UserError, did_you_mean
 from envfarm.registry import Registry, default_registry
-from rollout.acting import console_for, named_policy, policy_folder, progress_bar, specs_of, with_rollouts
+from rollout.acting import console_for, named_policies, policy_folder, progress_bar, specs_of, with_rollouts
+from rollout.build import opponents
 from rollout.evaluate import EvalResult, evaluate
 from rollout.requests import EnvChoice
-from rollout.run import EngineEntry
+from rollout.run import SELF, EngineEntry
 from rollout.scheduler import Rollouts, RunPlan
 from rollout.store import Store
 from rollout.types import SamplingParams
@@ -32,11 +34,15 @@ def run_eval(
     registry = default_registry()
     if engine == "openai" and url is None:
         raise UserError("--engine openai needs --url, e.g. http://127.0.0.1:8000/v1; POLICY is the model's name there")
-    about = dict(policy_folder(Path(policy)).about) if engine != "openai" and Path(policy).is_dir() else {}
+    folder = policy_folder(Path(policy)) if engine != "openai" and Path(policy).is_dir() else None
+    about = dict(folder.about) if folder is not None else {}
     own = about.get("evaluation", {})
     entry = EngineEntry(kind=engine, base_url=url, context=about.get("context"))
-    acting = named_policy(policy, "policy", engine=entry, renderer=renderer)
-    choices = _eval_choices(envs, own, rung, registry)
+    others = opponents(folder) if folder is not None else {}
+    name = "policy" if "policy" not in others else "policy under evaluation"
+    choices = _eval_choices(name, envs, own, rung, registry)
+    seated = {n: e for n, e in others.items() if any(n in c.seats.values() for c in choices)}
+    policies = named_policies(policy, name, seated, engine=entry, renderer=renderer)
     per_split = _eval_splits(choices, splits, episodes, own)
     said = about.get("sampling", {})
     sampling = SamplingParams(
@@ -55,30 +61,35 @@ def run_eval(
             there = [c for c in choices if split in c.spec.splits]
             with progress_bar(console, f"eval {split}", count) as advance:
                 results[split] = await evaluate(
-                    rollouts, there, split, count, "policy", sampling=sampling, stage=f"eval/{split}", progress=advance
+                    rollouts, there, split, count, name, sampling=sampling, stage=f"eval/{split}", progress=advance
                 )
         return results
 
     store = Store.open_or_create(out) if out is not None else None
     try:
-        results = asyncio.run(with_rollouts(plan, {"policy": acting}, store, backend, workers, play))
+        results = asyncio.run(with_rollouts(plan, policies, store, backend, workers, play))
     finally:
         if store is not None:
             store.close()
     _show_eval(console, policy, results, as_json)
 
 
-def _eval_choices(envs: Sequence[str], own: dict[str, Any], rung: int | None, registry: Registry) -> list[EnvChoice]:
+def _eval_choices(name: str, envs: Sequence[str], own: dict[str, Any], rung: int | None, registry: Registry) -> list[EnvChoice]:
+    """The environments asked for, or else the policy's own; seated as in its run where that played them, else the
+    policy (`name`) in every seat."""
+    listed = {e["id"]: e for e in own.get("environments", [])}
+    if not envs and not listed:
+        raise UserError("which environments? Name them with --env (this policy does not say what it was evaluated on)")
+    chosen: dict[str, Any] = {}
     if envs:
         setting = {} if rung is None else {"rung": rung}
-        return [EnvChoice(s, dict.fromkeys(s.roles, "policy"), 1.0, setting) for s in specs_of(envs, registry).values()]
-    listed = own.get("environments", [])
-    if not listed:
-        raise UserError("which environments? Name them with --env (this policy does not say what it was evaluated on)")
+        chosen = {spec.id: (spec, 1.0, setting) for spec in specs_of(envs, registry).values()}
+    else:
+        chosen = {i: (registry.get(i), e.get("weight", 1.0), e.get("setting", {})) for i, e in listed.items()}
     return [
-        EnvChoice(spec, dict.fromkeys(spec.roles, "policy"), e.get("weight", 1.0), e.get("setting", {}))
-        for e in listed
-        for spec in (registry.get(e["id"]),)
+        EnvChoice(spec, {role: name if seats.get(role, SELF) == SELF else seats[role] for role in spec.roles}, weight, setting)
+        for env_id, (spec, weight, setting) in chosen.items()
+        for seats in listed.get(env_id, {}).get("seats", [{}])
     ]
 
 
@@ -103,14 +114,14 @@ def _show_eval(console: Console, policy: str, results: dict[str, EvalResult], as
     if as_json:
         print(json.dumps({"policy": policy, "splits": {s: r.to_json() for s, r in results.items()}}))
         return
-    table = Table(title=policy)
-    for name in ("split", "environment", "episodes", "success", "95 % interval", "turns", "malformed"):
-        table.add_column(name, no_wrap=True)
+    table = Table(title=policy, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("split", "environment", "episodes", "success [95 %]", "turns", "malformed"):
+        table.add_column(name, no_wrap=name != "environment", overflow="fold")
     for split, result in results.items():
         for name, part in {"all": result, **result.by_env}.items():
             shown, (low, high) = part.to_json(), part.ci95
             table.add_row(
-                split, name, str(part.episodes), f"{part.success:.3f}", f"{low:.3f} - {high:.3f}", f"{shown['turns']:.1f}",
+                split, name, str(part.episodes), f"{part.success:.3f} [{low:.3f}, {high:.3f}]", f"{shown['turns']:.1f}",
                 f"{shown['malformed']:.2f}",
             )  # fmt: skip
     console.print(table)

@@ -87,7 +87,7 @@ class PolicyEntry(FileModel):
     model: Model | None = None
     trainable: bool = False
     scripted: Scripted | None = None
-    version: str | None = None
+    version: str | None = Field(default=None, pattern=r"^[^@]+@[A-Za-z0-9][A-Za-z0-9_-]*$")  # learner@STAGE or learner@NUMBER
     engine: EngineEntry | None = None
     renderer: str | None = None
 
@@ -104,6 +104,11 @@ class PolicyEntry(FileModel):
     @property
     def needs_engine(self) -> bool:
         return self.scripted is None
+
+    @property
+    def served(self) -> bool:
+        """Whether it acts through a server of its own."""
+        return self.engine is not None and self.model is None
 
 
 class SamplingEntry(FileModel):
@@ -267,9 +272,10 @@ def _check_seats(run: RolloutFile, source: Source, specs: Mapping[str, EnvSpec])
     for name, entry in run.policies.items():
         if entry.version is not None:
             base = entry.version.partition("@")[0]
-            if base not in run.policies:
+            trained = [n for n, e in run.policies.items() if e.trainable]
+            if base not in trained:
                 raise RunFileError(
-                    f"version {entry.version!r} is of no policy here{did_you_mean(base, run.policies)}; "
-                    f"expected NAME@NUMBER with one of {', '.join(run.policies)}",
+                    f"version {entry.version!r} is of no policy here that is trained{did_you_mean(base, trained)}; expected "
+                    f"NAME@STAGE or NAME@NUMBER with NAME one of: {', '.join(trained) or 'none is trainable'}",
                     source.at("policies", name, "version"),
                 )

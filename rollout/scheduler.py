@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -20,6 +21,7 @@ import msgspec
 
 from envfarm.errors import EpisodeError, RunHaltedError
 from envfarm.spec import EnvSpec, Instance
+from rollout.engines.base import SeveralPolicies
 from rollout.episode import Terms, run_episode
 from rollout.permits import Lease, Permits
 from rollout.policies import AsyncSession, ChatPolicy, EnginePolicy, Policy
@@ -102,6 +104,9 @@ class Rollouts:
     async def __aenter__(self) -> Self:
         for engine in self._engines():
             await engine.start()
+        for policy in self.policies.values():
+            if isinstance(policy, EnginePolicy) and not policy.version.checksum and isinstance(policy.engine, SeveralPolicies):
+                policy.version = policy.engine.version(policy.version.policy)  # a folder that does not say what its weights are
         # What is there when a run starts (modules, specs, a model) stays: spare the collector from walking it again
         # and again, which takes a third of the time where episodes are short.
         gc.freeze()
@@ -244,11 +249,14 @@ class Rollouts:
 
 async def play(pool: Pool, episode: Episode, instance: Instance, policies: Mapping[str, Policy], terms: Terms) -> Episode:
     """One episode in a session of its own, which is closed whatever happens."""
+    asked = time.perf_counter()
     try:
         session = await pool.session(episode.env)
     except EpisodeError as error:
         episode.stop, episode.error = StopReason(error.status), f"{type(error).__name__}: {error}"
         return episode
+    finally:
+        episode.timings.queue_s = time.perf_counter() - asked
     try:
         return await run_episode(episode, instance, session, policies, terms)
     finally:

@@ -130,10 +130,10 @@ class RewardEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Timings(msgspec.Struct, kw_only=True, gc=False):
     """Wall-clock seconds, for people; never part of replay, hashes or logic."""
 
-    queue_s: float = 0.0
-    engine_s: float = 0.0
-    env_s: float = 0.0
-    total_s: float = 0.0
+    queue_s: float = 0.0  # until a worker had a session for it
+    engine_s: float = 0.0  # waiting for replies
+    env_s: float = 0.0  # waiting for the session
+    total_s: float = 0.0  # from the first observation asked for to the end
 
 
 class Step(msgspec.Struct, kw_only=True, gc=False):

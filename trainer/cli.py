@@ -37,7 +37,7 @@ def train(
 
     console = Console(stderr=as_json)
     try:
-        summary = start(run, specs, console)
+        summary = start(run, specs, console, report=report)
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on from the last checkpoint in {run.folder}")
         raise

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +45,8 @@ class Trainee(Context):
     rollouts: Rollouts
     renderer: Renderer
     tokenizer: HFTokenizer
+    stage: str = ""  # the name of the one under way
+    saved: list[str] = field(default_factory=list)  # stages whose policies are on disk
 
     def commit(self) -> None:
         """Everything done so far is there after a kill."""

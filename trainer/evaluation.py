@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from envfarm.errors import RunFileError
 from rollout.evaluate import EvalResult, evaluate
 from rollout.requests import EnvChoice
 from trainer.context import Trainee
@@ -12,10 +11,11 @@ from trainer.summary import Evaluation, load_evaluation, save_evaluation, text_o
 async def evaluate_policy(trainee: Trainee, name: str) -> Evaluation:
     """Play the learner as it is now on every split; saved as it is done, and not done twice for the same weights."""
     checksum = trainee.rollouts.policies[trainee.run.learner].version.checksum
+    opponents = opponents_of(trainee)
     known = load_evaluation(trainee.run_dir, name)
-    if known is not None and known.checksum == checksum:
+    if known is not None and (known.checksum, known.opponents) == (checksum, opponents):
         return known
-    made = Evaluation(stage=name, checksum=checksum, splits={})
+    made = Evaluation(stage=name, checksum=checksum, splits={}, opponents=opponents)
     counts = {split: trainee.run.evaluate.count(split) for split in trainee.run.evaluate.splits}
     trainee.screen.begin(f"evaluate {name}", sum(counts.values()), "episodes")
     for split, episodes in counts.items():
@@ -40,13 +40,17 @@ async def curve_point(trainee: Trainee, name: str, step: int) -> None:
 
 def choices_of(trainee: Trainee, split: str) -> list[EnvChoice]:
     """The environments that have the split: `real` need not be there ("not measured"), others are checked before."""
-    return [c for c in trainee.run.choices(trainee.specs) if split in c.spec.splits]
+    return [c for c in trainee.run.evaluation_choices(trainee.specs) if split in c.spec.splits]
+
+
+def opponents_of(trainee: Trainee) -> dict[str, str]:
+    """Who sits beside the learner in evaluations now: policy -> checksum. Figures against others are not comparable."""
+    names = {name for c in trainee.run.evaluation_choices(trainee.specs) for name in c.seats.values()}
+    return {n: trainee.rollouts.policies[n].version.checksum for n in sorted(names) if n != trainee.run.learner}
 
 
 async def _play(trainee: Trainee, choices: list[EnvChoice], split: str, episodes: int, stage: str, step: int) -> EvalResult:
     run = trainee.run
-    if any(run.learner not in c.seats.values() for c in choices):
-        raise RunFileError(f"the learner {run.learner!r} sits in no seat of an environment that is evaluated")
     return await evaluate(
         trainee.rollouts, choices, split, episodes, run.learner, stage=stage, step=step,
         sampling=run.sampling.params(temperature=run.evaluate.temperature),

@@ -10,6 +10,7 @@ import numpy as np
 
 from rollout.advantages import Advantages, Baseline, advantages
 from rollout.rows import Row, rows_of
+from rollout.staleness import withhold
 from rollout.types import Episode, Group
 from trainer.batch import Datum, datum
 
@@ -26,6 +27,7 @@ class Batch:
     groups: int = 0  # (group, seat) pairs with a reward
     zero_variance: int = 0  # of these, without a signal
     not_ok: int = 0  # episodes
+    withheld: int = 0  # tokens too old to be trained on
 
     def extend(self, parts: Sequence[Batch], most: int) -> None:
         """Take in groups, those with a signal only as long as fewer than `most` are kept (the rest is counted)."""
@@ -38,6 +40,7 @@ class Batch:
                 self.kept += 1
                 self.data += part.data
                 self.rows += part.rows
+                self.withheld += part.withheld
 
     def statistics(self, seat_of: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Means over the ok episodes of trained seats, as drawn; success also by environment."""
@@ -53,6 +56,7 @@ class Batch:
             "groups_drawn": float(self.drawn),
             "groups_kept": float(self.kept),
             "zero_variance": float(self.zero_variance),
+            "withheld_tokens": float(self.withheld),
         }
         for env in sorted({e.env for e, _ in seats}):
             out[f"success/{env}"] = _mean([float(e.success.get(s, False)) for e, s in seats if e.env == env])
@@ -60,17 +64,21 @@ class Batch:
 
 
 def make_batch(
-    group: Group, seats: Sequence[str], *, discount: float, baseline: Baseline, divide_by_std: bool, divisor: float
-) -> Batch:
+    group: Group, seats: Sequence[str], *, discount: float, baseline: Baseline, divide_by_std: bool, divisor: float,
+    number: int | None = None, max_staleness: int = 0,
+) -> Batch:  # fmt: skip
     """One group's rows that have an advantage, as data. `seats` are the trained ones.
 
-    `divisor` is constant over the run (Dr.GRPO): a long reply counts by its tokens, whatever it came with.
+    With `number`, the version that is about to be updated, tokens more than `max_staleness` versions older than it are
+    withheld; the baseline is over all members all the same. `divisor` is constant over the run (Dr.GRPO): a long reply counts by its tokens, whatever it came with.
     """
     given = advantages([discounted(group, discount)], seats, baseline=baseline, divide_by_std=divide_by_std)
-    rows = _rows(group, seats, given)
+    fresh = _rows(group, seats, given)
+    rows = fresh if number is None else [r for row in fresh if (r := withhold(row, number, max_staleness)).trained]
     return Batch(
         data=[_datum(row, divisor) for row in rows], rows=rows, episodes=list(group.episodes), groups=given.groups,
         zero_variance=given.zero_variance, not_ok=given.not_ok,
+        withheld=sum(r.trained for r in fresh) - sum(r.trained for r in rows),
     )  # fmt: skip
 
 

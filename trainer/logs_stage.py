@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from envfarm.worker.pool import WorkerPool
@@ -19,7 +20,8 @@ LOGGER = "logger"
 
 
 async def make_logs(context: Context, pool: WorkerPool) -> None:
-    """Play what is not in the store yet. The logging agent sits where the learner will; other seats are as in the run."""
+    """Play what is not in the store yet. The logging agent sits wherever the run seats weights, since there are none
+    yet; scripts sit where they will."""
     logs = context.run.logs
     if logs is None:
         return
@@ -28,8 +30,12 @@ async def make_logs(context: Context, pool: WorkerPool) -> None:
     assert scripted is not None, "checked with the run file"
     policies: dict[str, Policy] = {**context.run.scripted_policies()}
     policies[name] = script_of(name, scripted)
+    choices = [
+        replace(c, seats={role: seated if seated in policies else name for role, seated in c.seats.items()})
+        for c in context.run.choices(context.specs, learner=name)
+    ]
     requests = draw_groups(
-        context.run.choices(context.specs, learner=name), seed=context.run.seed, stage=STAGE, step=0,
+        choices, seed=context.run.seed, stage=STAGE, step=0,
         groups=logs.episodes, size=1, sampling=SamplingParams(), split=logs.split,
     )  # fmt: skip
     context.screen.begin("log episodes", len(requests), "episodes")

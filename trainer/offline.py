@@ -10,6 +10,7 @@ from trainer.batch import Datum
 from trainer.context import Trainee, adam, done, timed
 from trainer.logs import Batches, advantage_weights, filtered, imitation_data, is_flat, normaliser, split_logs
 from trainer.run import Imitation, Offline, Optimizer
+from trainer.versions import keep_snapshots
 
 COMMIT_EVERY = 50
 """Steps between checkpoints; a killed run makes at most as many again."""
@@ -78,6 +79,7 @@ async def fit(trainee: Trainee, name: str, work: Fit) -> None:
             output, update = await done(passed), await done(stepped)
         state.step += 1
         state.number = update.number
+        await keep_snapshots(trainee, update.number - 1)
         state.consumed[name] = state.consumed.get(name, 0) + len(places)
         _count(state.counters, output.tokens, sum(len(work.data[i]) for i in places))
         # The sum over constants is the mean of nats per token, up to how long this batch's rows happened to be.

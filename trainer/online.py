@@ -12,12 +12,14 @@ import math
 from typing import Any
 
 from rollout.requests import draw_groups
+from rollout.staleness import histogram
 from rollout.types import Group
 from trainer.client import ForwardOutput, StepOutput
 from trainer.context import Trainee, adam, done, timed
 from trainer.groups import Batch, make_batch, with_old
 from trainer.losses import LossConfig
 from trainer.run import Online
+from trainer.versions import keep_snapshots, seat_older_versions
 
 
 async def improve_online(trainee: Trainee, name: str, settings: Online, curve: Any) -> None:
@@ -25,12 +27,16 @@ async def improve_online(trainee: Trainee, name: str, settings: Online, curve: A
     state, run = trainee.state, trainee.run
     trainee.screen.begin(name, settings.steps, "steps", state.step)
     await trainee.publish()
+    await seat_older_versions(trainee)
     while state.step < settings.steps:
         with timed(state.wall_s, "rollout"):
             batch = await collect(trainee, name, settings)
         with timed(state.wall_s, "train"):
+            before = state.number
             numbers = await update(trainee, settings, batch)
             await trainee.publish()
+            await keep_snapshots(trainee, before)
+            await seat_older_versions(trainee)
         state.step += 1
         state.consumed[name] = state.consumed.get(name, 0) + batch.drawn
         numbers |= batch.statistics(trainee.trained_seats()) | {f"{k}_s": v for k, v in state.wall_s.items()}
@@ -67,7 +73,8 @@ def _batch_of(trainee: Trainee, settings: Online, groups: list[Group]) -> list[B
     return [
         make_batch(
             group, trainee.trained_seats()[group.env], discount=settings.discount, baseline=settings.baseline,
-            divide_by_std=settings.divide_by_std, divisor=divisor,
+            divide_by_std=settings.divide_by_std, divisor=divisor, number=trainee.state.number,
+            max_staleness=settings.max_staleness,
         )
         for group in groups
     ]  # fmt: skip
@@ -97,11 +104,12 @@ def _numbers(outputs: list[tuple[ForwardOutput, StepOutput]], batch: Batch, numb
     """Means per trained token of the first pass, which is the one that compares trainer and engine on equal weights."""
     first, (last, step) = outputs[0][0], outputs[-1]
     per_token = {k.removesuffix(":sum"): v / max(first.tokens, 1) for k, v in first.metrics.items() if k.endswith(":sum")}
-    staleness = [number - v.number for row in batch.rows for _, v in row.versions]
+    staleness = histogram(batch.rows, number)
     return {
         "loss": last.loss, "grad_norm": step.grad_norm, "tokens": float(first.tokens),
         "kl": per_token.get("kl_k3", 0.0), "mismatch_mean": per_token.get("mismatch", 0.0),
         "mismatch_max": first.metrics.get("mismatch_max", first.metrics.get("mismatch:max", 0.0)),
         "clipped": last.metrics.get("clipped:sum", 0.0) / max(last.tokens, 1),
         "staleness_max": float(max(staleness, default=0)),
+        **{f"staleness/{age}": float(tokens) for age, tokens in staleness.items()},
     }  # fmt: skip

@@ -8,13 +8,16 @@ Budgets are steps, episodes and tokens, never seconds: a slow machine takes long
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 
+from envfarm.spec import EnvSpec
 from envfarm.yaml_source import FileModel
-from rollout.run import PolicyEntry, RolloutFile
+from rollout.requests import EnvChoice
+from rollout.run import SELF, PolicyEntry, RolloutFile
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -84,6 +87,7 @@ class Online(Optimizer):
     clip_high: float = Field(0.28, gt=0)
     truncate: float = Field(2.0, ge=0)
     decay: Rate = 1.0  # the learning rate's share that is left at the last step, reached in a straight line
+    max_staleness: int = Field(0, ge=0)  # updates between sampling a token and training on it; older ones are withheld
 
     @property
     def rounds(self) -> int:
@@ -121,6 +125,9 @@ class Evaluate(FileModel):
     splits: list[str] = Field(["train", "validation", "heldout"], min_length=1)
     episodes: Positive | dict[str, Positive] = 300  # of each split
     temperature: float | None = Field(None, ge=0)  # default: as sampled in training
+    seats: dict[str, Annotated[list[dict[str, str]], Field(min_length=1)]] = {}
+    """Environment -> seatings (role -> policy; the learner where nothing is said) that share the episodes evenly.
+    Default: one, as in the run's `seats`."""
     every: int = Field(0, ge=0)  # online steps between points of the learning curve; 0 draws none
     curve: dict[str, Positive] = {"validation": 96}  # what a point of the curve plays
 
@@ -142,6 +149,20 @@ class RunFile(RolloutFile):
             count = sum(n.split("-")[0] == base for n, _ in names)
             names.append((f"{base}-{count + 1}" if count else base, entry))
         return names
+
+    def seatings(self, spec: EnvSpec) -> list[dict[str, str]]:
+        """Role -> policy, for each of the ways in which evaluations seat an environment."""
+        given = self.evaluate.seats.get(spec.id)
+        if given is None:
+            return [self.seats_of(spec)]
+        named = [{role: seating.get(role, SELF) for role in spec.roles} for seating in given]
+        return [{role: self.learner if name == SELF else name for role, name in seating.items()} for seating in named]
+
+    def evaluation_choices(self, specs: Mapping[str, EnvSpec]) -> list[EnvChoice]:
+        """The run's environments in file order, each once for each of its seatings."""
+        return [
+            EnvChoice(specs[e.id], seats, e.weight, e.setting) for e in self.environments for seats in self.seatings(specs[e.id])
+        ]
 
     @property
     def logs(self) -> LogsEntry | None:

@@ -14,9 +14,10 @@ from envfarm.errors import RunFileError, UserError, did_you_mean
 from envfarm.registry import Registry
 from envfarm.spec import EnvSpec
 from envfarm.yaml_source import Source
+from rollout.build import UNTRAINED, ModelFolder, chat_policy
 from rollout.engines.base import ENGINES, NEEDS_FOR_TRAINING
 from rollout.renderers.base import RENDERERS
-from rollout.run import PolicyEntry, resolve
+from rollout.run import SELF, PolicyEntry, resolve
 from trainer.run import LogsEntry, Online, RunFile
 
 At = tuple[str | int, ...]
@@ -51,12 +52,40 @@ def _learner_problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Problems:
     for name, entry in run.policies.items():
         if entry.renderer is not None:
             yield from _known("renderer", entry.renderer, RENDERERS, ("policies", name, "renderer"))
-        if name != run.learner and entry.scripted is None:
-            what = "`scripted` policies beside the learner are what this version of `envfarm train` plays with"
-            yield f"not implemented yet: {what}", ("policies", name)
+        if name != run.learner:
+            yield from _opponent_problems(run, entry, ("policies", name))
     for spec in specs.values():
         if run.learner not in run.seats_of(spec).values():
             yield f"the learner {run.learner!r} sits in no seat of {spec.id}", ("seats", spec.id)
+
+
+def _opponent_problems(run: RunFile, entry: PolicyEntry, at: At) -> Problems:
+    """A policy beside the learner: a script, a version of the learner, a frozen model folder, or a server."""
+    if entry.version is not None:
+        yield from _version_problems(run, entry.version, (*at, "version"))
+    if entry.model is not None:
+        if entry.engine is not None:
+            yield "a frozen model plays on the run's own engine; a server's policy says `engine` alone", (*at, "engine")
+        try:
+            ModelFolder.open(str(entry.model))
+        except UserError as error:
+            yield f"a model that is not trained is a folder: {error}", (*at, "model")
+    if entry.served and entry.engine is not None:
+        try:
+            chat_policy("", entry.engine)
+        except UserError as error:
+            yield str(error), (*at, "engine")
+
+
+def _version_problems(run: RunFile, version: str, at: At) -> Problems:
+    what = version.partition("@")[2]
+    stages = [UNTRAINED, *(name for name, _ in run.named_stages())]
+    if not what.isdigit():
+        yield from _known("stage", what, stages, at)
+        return
+    most = sum(e.settings.steps * (e.online.updates if e.online else 1) for e in run.stages)
+    if int(what) > most:
+        yield f"{version!r} would never act: all stages together make at most {most} updates", at
 
 
 def _model_problems(entry: PolicyEntry, at: At) -> Problems:
@@ -82,7 +111,7 @@ def _engine_problems(run: RunFile) -> Problems:
 
 
 def _stage_problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Problems:
-    known, logged = ["untrained"], False
+    known, logged = [UNTRAINED], False
     for index, (name, entry) in enumerate(run.named_stages()):
         at = ("stages", index, entry.kind)
         logs = entry.imitation.logs if entry.imitation else None
@@ -133,8 +162,23 @@ def _evaluation_problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Problems
             yield from _splits(split, specs, ("evaluate", "splits", index))
         if not evaluation.count(split):
             yield f"evaluate.episodes says nothing of the split {split!r}", ("evaluate", "episodes")
+    yield from _seating_problems(run, specs)
     for split in evaluation.curve:
         yield from _splits(split, specs, ("evaluate", "curve", split))
+
+
+def _seating_problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Problems:
+    for env_id, seatings in run.evaluate.seats.items():
+        at: At = ("evaluate", "seats", env_id)
+        if env_id not in specs:
+            yield f"{env_id!r} is none of this run's environments{did_you_mean(env_id, specs)}", at
+            continue
+        for index, seating in enumerate(seatings):
+            for role, name in seating.items():
+                yield from _known("role", role, specs[env_id].roles, (*at, index, role))
+                yield from _known("policy", name, [SELF, *run.policies], (*at, index, role))
+            if not {SELF, run.learner} & {seating.get(role, SELF) for role in specs[env_id].roles}:
+                yield f"the learner {run.learner!r} sits in no seat here", (*at, index)
 
 
 def _trained_on(split: str, specs: Mapping[str, EnvSpec], at: At) -> Problems:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from envfarm.spec import EnvSpec
 from envfarm.worker.pool import WorkerPool
-from rollout.build import engine_class
+from rollout.build import ModelFolder, engine_class, frozen_models, served_policies
 from rollout.engines.base import NEEDS_FOR_TRAINING, Engine, require
 from rollout.policies import EnginePolicy, Policy
 from rollout.scheduler import Rollouts
@@ -31,28 +31,31 @@ from trainer.evaluation import curve_point, evaluate_policy
 from trainer.local import LocalClient
 from trainer.logs_stage import logging_agent, make_logs
 from trainer.metrics import Metrics
-from trainer.models import is_fresh, load_tokenizer, make_model, renderer_of, save_policy, train_tokenizer
+from trainer.models import is_fresh, load_tokenizer, make_model, renderer_of, train_tokenizer
 from trainer.offline import imitate, improve
 from trainer.online import improve_online
 from trainer.progress import Screen
 from trainer.run import Imitation, Offline, Online, RunFile
+from trainer.saving import save
 from trainer.summary import load_evaluation, summarize, write_summary
+from trainer.versions import seat_older_versions
 
 INSTALL_SECONDS = "ENVFARM_INSTALL_S"
 """Set by whoever installed us (`make demo`): seconds, for the summary."""
 
 
-def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console) -> dict[str, Any]:
-    """Run or resume. Returns the summary, which also stands in `summary.json`.
+def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console, *, report: bool = True) -> dict[str, Any]:
+    """Run or resume. Returns the summary, which also stands in `summary.json`, with the report's place where the caller
+    is going to write one.
 
     Raises: RunLockedError, RunFileError where the directory is another run's, StoreError, CapabilityError, RunHaltedError.
     """
     run_dir = run.folder
     with RunLock(run_dir):
-        return asyncio.run(_train(run, specs, run_dir, console))
+        return asyncio.run(_train(run, specs, run_dir, console, report))
 
 
-async def _train(run: RunFile, specs: Mapping[str, EnvSpec], run_dir: Path, console: Console) -> dict[str, Any]:
+async def _train(run: RunFile, specs: Mapping[str, EnvSpec], run_dir: Path, console: Console, report: bool) -> dict[str, Any]:
     checkpoints = Checkpoints(run_dir)
     state = begin(run, run_dir, checkpoints)
     torch.set_num_threads(state.threads)
@@ -67,7 +70,7 @@ async def _train(run: RunFile, specs: Mapping[str, EnvSpec], run_dir: Path, cons
                 state.stage = 1
                 checkpoints.commit(state, None)
             await _stages(context, pool)
-            return summarize_run(context)
+            return summarize_run(context, report)
     finally:
         await pool.close()
         metrics.close()
@@ -102,7 +105,8 @@ async def _stages(context: Context, pool: WorkerPool) -> None:
 
 async def _stage(trainee: Trainee, names: list[str], index: int) -> None:
     """Train, save and evaluate one stage's policy."""
-    name = names[index]
+    name = trainee.stage = names[index]
+    trainee.saved = names[:index]
     if index > 0:
         settings = trainee.run.stages[index - 1].settings
         if trainee.state.step == 0:
@@ -115,32 +119,11 @@ async def _stage(trainee: Trainee, names: list[str], index: int) -> None:
         elif isinstance(settings, Online):
             await improve_online(trainee, name, settings, lambda step: curve_point(trainee, name, step))
     await trainee.publish()
-    await _save(trainee, name)
+    trainee.saved = names[: index + 1]
+    await save(trainee, trainee.run_dir / "policies" / name, name)
+    await seat_older_versions(trainee)
     with timed(trainee.state.wall_s, "eval"):
         await evaluate_policy(trainee, name)
-
-
-async def _save(trainee: Trainee, name: str) -> None:
-    published = await done(trainee.client.publish())
-    client = trainee.client
-    assert isinstance(client, LocalClient)
-    save_policy(trainee.run_dir / "policies" / name, client.model, trainee.tokenizer, about(trainee, name, published.version))
-
-
-def about(trainee: Trainee, name: str, version: PolicyVersion) -> dict[str, Any]:
-    """`envfarm.json` of a saved policy: enough to act and to be evaluated again, episode for episode."""
-    run = trainee.run
-    return {
-        "envfarm": 1, "run": run.run, "stage": name, "seed": run.seed, "renderer": trainee.renderer.name,
-        "version": {"policy": version.policy, "number": version.number, "checksum": version.checksum},
-        "sampling": run.sampling.model_dump(),
-        "context": run.engine.context,
-        "evaluation": {
-            "stage": f"eval/{name}", "splits": {s: run.evaluate.count(s) for s in run.evaluate.splits},
-            "temperature": run.evaluate.temperature,
-            "environments": [e.model_dump(mode="json") for e in run.environments],
-        },
-    }  # fmt: skip
 
 
 async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]:
@@ -162,23 +145,28 @@ async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]
     if found is not None and state.checksum:
         await done(client.load_state(found[1]))
     version = (await done(client.publish())).version
-    engine = _engine(run, model, version)
-    policies: dict[str, Policy] = {**run.scripted_policies()}
+    frozen = frozen_models(run)
+    engine = _engine(run, model, version, frozen)
+    policies: dict[str, Policy] = {**run.scripted_policies(), **served_policies(run)}
+    for name, opponent in frozen.items():
+        said = opponent.version(name) or PolicyVersion(name)
+        policies[name] = EnginePolicy(said, engine, opponent.renderer(run.policies[name].renderer))
     policies[run.learner] = EnginePolicy(version, engine, renderer)
     rollouts = Rollouts(run.plan(context.specs), pool, policies, context.store)
     parts = {f: getattr(context, f) for f in context.__dataclass_fields__}
     return Trainee(**parts, client=client, rollouts=rollouts, renderer=renderer, tokenizer=tokenizer), engine
 
 
-def _engine(run: RunFile, model: Any, version: PolicyVersion) -> Engine:
-    """The run's engine, serving the learner. It is started later, by `Rollouts`."""
+def _engine(run: RunFile, model: Any, version: PolicyVersion, frozen: Mapping[str, ModelFolder]) -> Engine:
+    """The run's engine, serving the learner and the frozen models beside it. It is started later, by `Rollouts`."""
+    known = {name: v for name, folder in frozen.items() if (v := folder.version(name)) is not None}
     return engine_class(run.engine.kind)(
-        {run.learner: model}, threads=run.engine.threads, max_in_flight=run.engine.max_in_flight,
-        context=run.engine.context, versions={run.learner: version},
+        {run.learner: model, **{name: folder.path for name, folder in frozen.items()}}, threads=run.engine.threads,
+        max_in_flight=run.engine.max_in_flight, context=run.engine.context, versions={run.learner: version, **known},
     )  # fmt: skip
 
 
-def summarize_run(context: Context) -> dict[str, Any]:
+def summarize_run(context: Context, report: bool) -> dict[str, Any]:
     """`summary.json`, from what stands on disk."""
     names = ["untrained", *(name for name, _ in context.run.named_stages())]
     found = {n: load_evaluation(context.run_dir, n) for n in names}
@@ -196,7 +184,7 @@ def summarize_run(context: Context) -> dict[str, Any]:
         "counters": context.state.counters,
         "incarnations": context.state.incarnation + 1,
         "threads": context.state.threads,
-        "report": str(context.run_dir / "report.html"),
+        "report": str(context.run_dir / "report.html") if report else None,
     }
     summary = summarize({n: e for n, e in found.items() if e is not None}, extra)
     write_summary(context.run_dir, summary)

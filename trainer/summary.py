@@ -26,6 +26,7 @@ class Evaluation(msgspec.Struct, kw_only=True):
     stage: str
     checksum: str  # of its weights
     splits: dict[str, EvalResult]
+    opponents: dict[str, str] = {}  # policy -> checksum, of who sat beside it
 
 
 def save_evaluation(run_dir: Path, evaluation: Evaluation) -> None:
@@ -43,13 +44,16 @@ def _path(run_dir: Path, stage: str) -> Path:
 
 
 def summarize(evaluations: Mapping[str, Evaluation], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `summary.json`: `stages`, `paired` (the last policy minus each one before it) and `extra`."""
+    """The content of `summary.json`: `stages`, `paired` (the last policy minus each one before it that met the same
+    opponents: others are no pair) and `extra`."""
     names = list(evaluations)
     out: dict[str, Any] = {
         "stages": {n: {split: r.to_json() for split, r in e.splits.items()} for n, e in evaluations.items()},
         "paired": {},
     }
     for before in names[:-1]:
+        if evaluations[before].opponents != evaluations[names[-1]].opponents:
+            continue
         last, other = evaluations[names[-1]].splits, evaluations[before].splits
         differences = {split: paired(last[split], other[split]).to_json() for split in last if split in other}
         out["paired"][f"{names[-1]}_minus_{before}"] = differences

@@ -123,9 +123,11 @@ class SupervisorUp:
 
 
 def check(command: str) -> None:
-    """Raises ValueError where the command holds a NUL, which no shell can carry."""
+    """Raises ValueError where the command holds what no shell can carry: a NUL, or half a surrogate pair (those that
+    stand for undecodable bytes are bytes)."""
     if "\0" in command:
         raise ValueError("a shell command cannot hold a NUL character; write such bytes to a file with Box.write")
+    command.encode("utf-8", "surrogateescape")
 
 
 def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:

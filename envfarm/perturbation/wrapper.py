@@ -11,7 +11,7 @@ from envfarm.formats import writer
 from envfarm.perturbation import CHANNELS, channel_class
 from envfarm.perturbation.base import Channel, Draws
 from envfarm.session import Session, Turn
-from envfarm.tools import Action, Malformed, ToolCall, parse_text, to_text
+from envfarm.tools import Action, Malformed, ToolCall, check_encodable, parse_text, to_text
 
 if TYPE_CHECKING:
     from envfarm.spec import Instance
@@ -23,6 +23,10 @@ class PerturbedSession:
     def __init__(self, inner: Session):
         self.inner, self.env_spec = inner, inner.env_spec
         self.channels: list[Channel] = []
+
+    @property
+    def turn_limit(self) -> int:
+        return self.inner.turn_limit
 
     def reset(self, instance: Instance) -> Turn:
         drawn = instance.perturbation
@@ -43,6 +47,7 @@ class PerturbedSession:
     def step(self, action: Action) -> Turn:
         self._calls += 1
         try:
+            check_encodable(action)
             call = parse_text(action, self._tools, self._text_tool) if isinstance(action, str) else action
             if call.name not in self._tools:
                 raise Malformed(f"Unknown action {call.name!r}. Actions: {self._signatures()}")
@@ -106,7 +111,7 @@ class PerturbedSession:
         return to_text(call, self._tools, self._text_tool)
 
     def _spent(self) -> bool:
-        return self._calls >= self.env_spec.limits.turns * len(self.env_spec.roles)
+        return self._calls >= self.turn_limit
 
     def _instead(self, blocks: Blocks, *, malformed: bool = False) -> Turn:
         """The world's answer where the call below was not made; the same role is still on turn."""

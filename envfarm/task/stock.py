@@ -15,7 +15,7 @@ from envfarm.blocks import Block, Blocks, Output, Text
 from envfarm.box import WORKDIR, ExecResult, SyncBox
 from envfarm.env import Scene
 from envfarm.errors import EnvironmentFault, SpecError, did_you_mean
-from envfarm.tools import ToolError, tool
+from envfarm.tools import Malformed, ToolError, tool
 
 SHOWN_CHARS = 2000
 """Of a command's output; the middle of more is left out."""
@@ -50,6 +50,8 @@ class Shell(Stock):
 
         command: what to run
         """
+        if "\0" in command:
+            raise Malformed("A command cannot hold a NUL character.")
         result = self.place.exec(command)
         self.executed(command)
         if result.limit not in (None, "output"):

@@ -7,7 +7,7 @@ An engine declares its `Capabilities`; a run that needs what an engine lacks is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from envfarm.errors import CapabilityError
 from rollout.types import PolicyVersion, SamplingParams
@@ -71,6 +71,22 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Free everything. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class SeveralPolicies(Protocol):
+    """An engine that takes in further policies while it runs: older versions of the learner, as they come to be."""
+
+    async def add_policy(self, version: PolicyVersion, model: Any) -> None:
+        """Serve `version.policy` beside the others, with the weights of a model folder.
+
+        Raises: ValueError where its name is taken, UserError where the folder is damaged or not what `version` says.
+        """
+        ...
+
+    def version(self, policy: str) -> PolicyVersion:
+        """What `policy` is served with now."""
         ...
 
 

@@ -131,6 +131,7 @@ class OpenAIEngine:
             raise InfraError(f"{self.base_url} answered what is no chat completion ({e!r}): {str(answer)[:300]}") from None
         if calls:
             text = "\n".join(filter(None, (text, *calls)))
+        text = text.encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair, which is no text
         version = PolicyVersion(policy=policy, checksum=stable_hash([self.base_url, self.model])[:16])
         return Generation([], [], "length" if finish == "length" else "stop", version, text=text)
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from envfarm.errors import UserError
 from rollout.renderers.base import Tokenizer
 from rollout.types import ToolCall
@@ -57,13 +59,19 @@ def read_calls(text: str) -> tuple[str, tuple[ToolCall, ...], bool]:
 
 def _read_call(body: str) -> ToolCall | None:
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        value = json.loads(body, parse_constant=_no_number)
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return None
+        arguments = value.get("arguments", {})
+        call = ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
+        msgspec.msgpack.encode(call)  # what neither wire nor store can carry: half characters, endless integers
+    except (ValueError, RecursionError, OverflowError):
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", {})
-    return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
+    return call
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def describe_tools(tools: Sequence[dict[str, Any]]) -> str:

@@ -108,10 +108,10 @@ def test_a_seat_without_a_policy_is_named_where_nothing_is_trainable(tmp_path: P
 def test_policies_that_can_act_are_built_and_others_refused(tmp_path: Path) -> None:
     run = load(tmp_path, GOOD)
     with pytest.raises(UserError, match=r"policy 'learner': model 'tiny' is no folder"):
-        build_policies(run)
+        build_policies(run.policies, run.engine, run.folder)
     served = "{engine: {kind: openai, base_url: 'http://127.0.0.1:1/v1', model: big}}"
-    built = build_policies(load(tmp_path, GOOD.replace("{model: tiny, trainable: true}", served)
-                                .replace("self", "learner")))  # fmt: skip
+    run = load(tmp_path, GOOD.replace("{model: tiny, trainable: true}", served).replace("self", "learner"))
+    built = build_policies(run.policies, run.engine, run.folder)
     assert isinstance(built["learner"], ChatPolicy) and built["learner"].version.checksum
     assert built["expert"] == ScriptedPolicy("expert", "oracle", 0.35)
     (tmp_path / "m").mkdir()
@@ -119,7 +119,8 @@ def test_policies_that_can_act_are_built_and_others_refused(tmp_path: Path) -> N
         (tmp_path / "m" / name).write_text("{}")
     bad = GOOD.replace("kind: torch", "kind: openai").replace("model: tiny", f"model: {tmp_path / 'm'}")
     with pytest.raises((CapabilityError, UserError)):
-        build_policies(load(tmp_path, bad))
+        run = load(tmp_path, bad)
+        build_policies(run.policies, run.engine, run.folder)
 
 
 def test_a_folder_that_is_no_model_says_what_it_lacks_and_what_lies_below(tmp_path: Path) -> None:

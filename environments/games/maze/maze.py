@@ -34,7 +34,7 @@ class Maze(Env):
         )
         self.words, self.held, self.used = WORDS[p["theme"]], frozenset[str](), 0
         self.shortest = len(self.grid.route(self.cell, self.held, self.goal))
-        self.budget = 2 * self.shortest + 3
+        self.budget = self.turn_limit = 2 * self.shortest + 3  # what is no action costs time, too
         if not self.grid.keys:
             del self.tools["take"]
         blocks: list[Block] = [Text(self._introduction())]

@@ -40,6 +40,7 @@ class ShopVisit(Env):
         self._enter()
         actions = self._rehearse()
         self.fewest, self.budget, self.used = actions, 2 * actions + 1, 0
+        self.turn_limit = self.budget  # what is no action costs time, too
         self._enter()
         shop = self.shop
         if not (shop.sizes or shop.quantities or shop.coupons or shop.entrance == "search" or shop.checkout == "address"):

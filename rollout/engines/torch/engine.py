@@ -78,11 +78,7 @@ class TorchEngine:
             return
         for policy, model in self._models.items():
             self._runners[policy] = self._build(policy, model)
-        self.capabilities = replace(
-            self.capabilities,
-            batch_invariant=all(r.batch_invariant for r in self._runners.values()),
-            context=min(r.context for r in self._runners.values()),
-        )
+        self._declare()
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
         self._thread.start()
 
@@ -132,6 +128,7 @@ class TorchEngine:
         self._versions[version.policy] = version
         runner = self._build(version.policy, model)
         await self._call(lambda: self._runners.__setitem__(version.policy, runner))
+        self._declare()
 
     def version(self, policy: str) -> PolicyVersion:
         """What `policy` is served with now."""
@@ -146,6 +143,14 @@ class TorchEngine:
         for future in list(self._pending):
             _settle(future, InfraError("the engine was closed"))
         self._runners.clear()
+
+    def _declare(self) -> None:
+        """What can be promised of all policies together."""
+        self.capabilities = replace(
+            self.capabilities,
+            batch_invariant=all(r.batch_invariant for r in self._runners.values()),
+            context=min(r.context for r in self._runners.values()),
+        )
 
     def _build(self, policy: str, model: Model) -> Runner:
         if isinstance(model, Decoder):
