@@ -1,19 +1,18 @@
 """What it costs to have a session: started by a fork of a warm worker, forked from a live one, in the event loop.
 
 The clock runs from the request to the first observation, over the worker's socket, so it includes the fork, the
-environment's reset in the new process and both ways. The rows about boxes come from `benchmarks._boxes`.
+environment's reset in the new process and both ways. The rows about boxes come from `benchmarks.boxes`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import time
-from importlib import import_module
 from pathlib import Path
 
 import uvloop
 
+from benchmarks import boxes
 from benchmarks.harness import Row, finish, row
 from envfarm.spec import load_spec
 from envfarm.worker.pool import WorkerPool
@@ -56,10 +55,7 @@ def session_rows() -> list[Row]:
 
 
 def main() -> None:
-    rows = session_rows()
-    if importlib.util.find_spec("benchmarks._boxes") is not None:
-        rows += import_module("benchmarks._boxes").rows()
-    finish("sessions", rows)
+    finish("sessions", session_rows() + boxes.rows())
 
 
 if __name__ == "__main__":

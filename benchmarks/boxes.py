@@ -16,8 +16,8 @@ import os
 import statistics
 import subprocess
 import time
-from typing import Any
 
+from benchmarks.harness import Row, finish, row
 from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.rootfs import PINNED_ENV
 from envfarm.box import BoxSpec
@@ -110,12 +110,7 @@ async def _external_ms(backend: BubblewrapBackend, rounds: int) -> tuple[float, 
     return statistics.median(ours) * 1e3, statistics.median(raw) * 1e3
 
 
-def _row(name: str, unit: str, goal: str, ours: float, theirs: float | None = None) -> dict[str, Any]:
-    ratio = None if theirs is None else ours / theirs
-    return {"name": name, "ours": ours, "theirs": theirs, "ratio": ratio, "unit": unit, "goal": goal}
-
-
-async def _measure(scale: float) -> list[dict[str, Any]]:
+async def _measure(scale: float) -> list[Row]:
     def rounds(full: int) -> int:
         return max(3, int(full * scale))
 
@@ -123,19 +118,18 @@ async def _measure(scale: float) -> list[dict[str, Any]]:
     try:
         await _start_ms(backend, 3)  # warm caches
         return [
-            _row("box start over raw bwrap", "ms", "<=1.3", *await _start_ms(backend, rounds(40))),
-            _row("built-in commands in a live box", "commands/s", ">=1000", await _built_ins_per_s(backend, rounds(10))),
-            _row("external command over the raw loop", "ms", "<=1.3", *await _external_ms(backend, rounds(30))),
+            row("box start over raw bwrap", *await _start_ms(backend, rounds(40)), unit="ms", goal="<=1.3"),
+            row("built-in commands in a live box", await _built_ins_per_s(backend, rounds(10)), unit="commands/s", goal=">=1000"),
+            row("external command over the raw loop", *await _external_ms(backend, rounds(30)), unit="ms", goal="<=1.3"),
         ]
     finally:
         await backend.close()
 
 
-def rows(scale: float = 1.0) -> list[dict[str, Any]]:
+def rows(scale: float = 1.0) -> list[Row]:
     """The three rows; `scale` shortens the run."""
     return asyncio.run(_measure(scale))
 
 
 if __name__ == "__main__":
-    for row in rows():
-        print(row)
+    finish("boxes", rows())
