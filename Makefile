@@ -26,7 +26,7 @@ demo: $(STAMP) ## The main job: log, imitate, improve offline, improve online, e
 	@ENVFARM_INSTALL_S=$$(cat $(STAMP)) $(BIN)/envfarm train examples/demo.yaml
 
 test: $(STAMP) ## All tests: unit, property, conformance, end to end
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP) ## Style, types and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -121,7 +121,7 @@ def _show_eval(console: Console, policy: str, results: dict[str, EvalResult], as
         for name, part in {"all": result, **result.by_env}.items():
             shown, (low, high) = part.to_json(), part.ci95
             table.add_row(
-                split, name, str(part.episodes), f"{part.success:.3f} [{low:.3f}, {high:.3f}]", f"{shown['turns']:.1f}",
+                split, name, str(part.episodes), f"{part.success:.3f} [{low:.2f}, {high:.2f}]", f"{shown['turns']:.1f}",
                 f"{shown['malformed']:.2f}",
             )  # fmt: skip
     console.print(table)

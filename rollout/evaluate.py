@@ -27,7 +27,8 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     share, z2 = successes / episodes, Z95 * Z95
     centre = (share + z2 / (2 * episodes)) / (1 + z2 / episodes)
     half = Z95 / (1 + z2 / episodes) * math.sqrt(share * (1 - share) / episodes + z2 / (4 * episodes**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return 0.0 if successes == 0 else low, 1.0 if successes == episodes else high  # to the bit, where rounding would not
 
 
 @dataclass(frozen=True)

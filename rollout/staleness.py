@@ -23,12 +23,10 @@ def ages(row: Row, number: int) -> np.ndarray:
     Raises: ValueError where a token is from a version that is still to come, or has none.
     """
     ages_T = np.full(len(row), -1, dtype=np.int64)
-    ends = [start for start, _ in row.versions[1:]] + [len(row)]
-    for (start, version), end in zip(row.versions, ends, strict=True):
-        ages_T[start:end] = number - version.number
+    for start, version in row.versions:  # ascending: each reaches to where the next begins
+        ages_T[start:] = number - version.number
     trained_T = row.mask
-    first = row.versions[0][0] if row.versions else len(row)
-    if trained_T[:first].any():
+    if trained_T[: row.versions[0][0] if row.versions else None].any():
         raise ValueError(f"{row.episode_id}: a sampled token has no version")
     if (ages_T[trained_T] < 0).any():
         raise ValueError(f"{row.episode_id}: a token was sampled by a version after {number}")

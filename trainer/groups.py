@@ -36,11 +36,13 @@ class Batch:
             self.groups += part.groups
             self.zero_variance += part.zero_variance
             self.not_ok += part.not_ok
-            if part.data and self.kept < most:
+            if self.kept == most:
+                continue
+            self.withheld += part.withheld
+            if part.data:
                 self.kept += 1
                 self.data += part.data
                 self.rows += part.rows
-                self.withheld += part.withheld
 
     def statistics(self, seat_of: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Means over the ok episodes of trained seats, as drawn; success also by environment."""
@@ -70,7 +72,8 @@ def make_batch(
     """One group's rows that have an advantage, as data. `seats` are the trained ones.
 
     With `number`, the version that is about to be updated, tokens more than `max_staleness` versions older than it are
-    withheld; the baseline is over all members all the same. `divisor` is constant over the run (Dr.GRPO): a long reply counts by its tokens, whatever it came with.
+    withheld; the baseline is over all members all the same. `divisor` is constant over the run (Dr.GRPO): a long reply
+    counts by its tokens, whatever it came with.
     """
     given = advantages([discounted(group, discount)], seats, baseline=baseline, divide_by_std=divide_by_std)
     fresh = _rows(group, seats, given)

@@ -36,9 +36,9 @@ def play(
             console.print(f"[yellow]reward {value:+.3f}[/yellow]" + (f" for {role}" if len(spec.roles) > 1 else ""))
 
     try:
-        console.print(f"[bold]{spec.title}[/bold]  {spec.id}, {split} {seed}, at most {spec.limits.turns} turns")
-        console.print(f"[dim]{HELP}[/dim]")
         turn = session.reset(instance)
+        console.print(f"[bold]{spec.title}[/bold]  {spec.id}, {split} {seed}, at most {session.turn_limit} turns")
+        console.print(f"[dim]{HELP}[/dim]")
         tools = turn.tools
         show(turn)
         while not turn.over:

@@ -150,3 +150,20 @@ def test_format_channel_writes_in_that_format(spec: EnvSpec, name: str) -> None:
 def test_every_channel_refuses_nonsense() -> None:
     for key in CHANNELS:
         assert channel_class(key).check("nonsense") is not None
+
+
+def test_a_limit_of_the_episodes_own_counts_what_is_malformed(spec: EnvSpec) -> None:
+    class Hurried(type(make_scene(spec))):  # type: ignore[misc]
+        def start(self) -> Any:
+            self.turn_limit = 3 if self.params["level"] else None
+            return super().start()
+
+    for live in (LocalSession(spec, Hurried(spec)), perturbed(LocalSession(spec, Hurried(spec)))):
+        for made in (instance(spec), instance(spec, transition__tool_error=0.5)):
+            turn, taken = live.reset(made), 0
+            while not turn.over:
+                turn, taken = live.step(("gibberish", "note a")[taken % 2]), taken + 1
+            assert (taken, turn.stop) == (3, "turn_limit")
+    plain = session(spec)
+    plain.reset(instance(spec))
+    assert plain.turn_limit == spec.limits.turns

@@ -52,6 +52,16 @@ def test_tools_are_those_named_and_submit(tmp_path):
     assert list(files.tools) == ["list_files", "read_file", "write_file", "submit"] and files.text_tool is None
 
 
+@box
+@pytest.mark.parametrize("command", ["echo a\0b", "echo a\ud800", "echo \udc80", ToolCall("shell", {"command": "a\0"})])
+def test_what_no_command_can_hold_is_malformed_and_the_shell_goes_on(play, tmp_path, command):
+    spec = task_spec(tmp_path, prompt="p", tools=["shell", "files"])
+    turn = play(spec, "x=3", command)
+    assert turn.malformed and not turn.over and ("NUL" in turn.text or "half a character" in turn.text)
+    turn = play(spec, "x=3", command, ToolCall("write_file", {"path": "a\0", "content": "c"}), "echo $x")
+    assert turn.text == "3" and not turn.malformed
+
+
 @pytest.mark.parametrize(("name", "said"), [("shel", "'shell'"), ("sql", "not implemented yet")])
 def test_unknown_tools_are_refused(tmp_path, name, said):
     with pytest.raises(SpecError, match=said):

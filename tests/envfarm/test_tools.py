@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envfarm.tools import Malformed, ToolCall, check_arguments, parse_text, to_text, tool, tools_of
+from envfarm.tools import Malformed, ToolCall, check_arguments, check_encodable, parse_text, to_text, tool, tools_of
 
 
 class Desk:
@@ -117,3 +117,13 @@ def test_an_untyped_or_undocumented_tool_is_refused() -> None:
         tools_of(Untyped)
     with pytest.raises(TypeError, match="no docstring"):
         tools_of(Silent)
+
+
+@pytest.mark.parametrize(
+    "action",
+    ["put left \ud800", ToolCall("put", {"label": "\udc80"}), ToolCall("put", {"x": [{"\ud83d": 1}]}), ToolCall("\ud800")],
+)
+def test_half_a_character_is_no_action(action: str | ToolCall) -> None:
+    with pytest.raises(Malformed, match="half a character"):
+        check_encodable(action)
+    check_encodable(ToolCall("put", {"label": "\N{GRINNING FACE}", "count": 3, "fast": None}))

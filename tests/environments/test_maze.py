@@ -58,7 +58,7 @@ def test_oracle_finds_out_of_any_state(split, rung, index, wandered, seed):
     played = session()
     turn = played.reset(SPEC.instance(split, index, {"rung": rung}))
     scene = played.scene
-    scene.budget = 10_000
+    scene.budget = scene.turn_limit = 10_000
     for n in range(wandered):
         if not turn.over:
             turn = played.step(played.random(seed + n))

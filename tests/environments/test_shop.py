@@ -37,7 +37,7 @@ def test_oracle_orders_right_out_of_any_state(split, rung, index, wandered, seed
     played = session()
     turn = played.reset(SPEC.instance(split, index, {} if rung is None else {"rung": rung}))
     scene = played.scene
-    scene.budget = 10_000
+    scene.budget = scene.turn_limit = 10_000
     for n in range(wandered):
         if not turn.over:
             turn = played.step(played.random(seed + n))
@@ -104,7 +104,7 @@ def test_words_on_a_page_are_no_order():
 def test_impossible_quantities_are_refused_by_the_server():
     played = session()
     played.reset(SPEC.instance("train", 3, {"set": {"entrance": "front", "checkout": "cart", "links": "numbers"}}))
-    played.scene.budget = 100
+    played.scene.budget = played.scene.turn_limit = 100
     played.step("click 1")
     for quantity in ("0", "10", "-1", "1e3", "many", "³"):
         played.step(f"type quantity {quantity}")

@@ -120,6 +120,19 @@ def test_eval_counts_by_split_and_environment(capsys: pytest.CaptureFixture[str]
     assert sorted(Store.open(tmp_path / "s").stats()["stages"]) == ["eval/heldout", "eval/train"]
 
 
+def test_the_table_of_an_evaluation_is_whole_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    capsys.readouterr()
+    envs = ("--env", "toy/lamp", "--env", "coding/repair")
+    assert command("eval", "oracle", *envs, "--split", "validation", "--episodes", "2") == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    for words in ("validation", "coding/repair-v0", "success [95 %]", "malformed", "1.000 [0.34, 1.00]"):
+        assert words in shown, shown
+
+
 RUN = """\
 envfarm: 1
 run: trial
@@ -128,6 +141,14 @@ policies: {learner: {model: tiny, trainable: true}, other: {scripted: random}}
 workers: 1
 stages: []
 """
+
+
+def test_a_version_that_is_not_saved_yet_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = RUN.replace("other: {scripted: random}", "other: {version: learner@imitation}") + f"output: {tmp_path / 'out'}\n"
+    (tmp_path / "run.yaml").write_text(text.replace("workers", "seats: {toy/lamp-v0: {agent: other}}\nworkers"))
+    assert command("rollout", tmp_path / "run.yaml", "--out", tmp_path / "s") == 2
+    error = capsys.readouterr().err
+    assert f"version 'learner@imitation': there is no {tmp_path / 'out' / 'policies' / 'imitation'}" in error
 
 
 def test_a_run_file_rolls_out_with_a_policy_in_the_learners_seat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

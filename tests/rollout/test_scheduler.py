@@ -80,6 +80,7 @@ def test_groups_come_in_dispatch_order_with_members_in_order() -> None:
     assert [g.id for g in groups] == [r.id for r in requests()]
     assert all([e.member for e in g.episodes] == [0, 1, 2, 3] for g in groups)
     assert all({e.instance_hash for e in g.episodes} == {g.instance_hash} for g in groups)
+    assert all(0 < e.timings.queue_s < e.timings.queue_s + e.timings.env_s for g in groups for e in g.episodes)
 
 
 def test_the_same_run_gives_the_same_trajectories_however_many_are_in_flight() -> None:

@@ -67,3 +67,19 @@ def test_a_full_batch_takes_no_more_groups_but_counts_them() -> None:
     batch.extend([signal, none, signal, signal], most=2)
     assert (batch.kept, len(batch.data), batch.zero_variance, len(batch.episodes)) == (2, 4, 1, 8)
     assert batch.statistics({"a-v0": ["agent"]})["success"] == pytest.approx(3 / 8)
+
+
+def test_tokens_beyond_the_bound_are_withheld_and_their_rewards_shape_the_baseline() -> None:
+    group = Group(id="g", env="a-v0", instance_hash="i", episodes=[episode(0, 1.0), episode(1, 0.0), episode(2, 0.0)])
+    old = PolicyVersion("learner", 0, 1, "old")
+    group.episodes[0].nodes[1].versions = [(1, old), (2, VERSION)]
+    group.episodes[1].nodes[1].version = old
+    batch = make_batch(
+        group, ["agent"], discount=1.0, baseline="group_mean", divide_by_std=False, divisor=1.0, number=4, max_staleness=1
+    )
+    assert [(r.episode_id, round(r.advantage, 3)) for r in batch.rows] == [("e0", 0.667), ("e2", -0.333)]
+    assert [d.weights.tolist() for d in batch.data] == [[0, 0, 0, 1, 0], [0, 0, 1, 1, 0]]
+    assert batch.withheld == 3 and len(batch.episodes) == 3
+    taken = Batch()
+    taken.extend([batch], most=1)
+    assert taken.statistics({"a-v0": ["agent"]})["withheld_tokens"] == 3

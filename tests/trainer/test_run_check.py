@@ -15,6 +15,18 @@ from trainer.run import RunFile
 from trainer.run_check import check
 
 GOOD = "algorithm: grpo, group: 4"
+
+
+def rival(entry: str) -> tuple[str, str]:
+    """The change that adds a second policy."""
+    return "policies:\n", f"policies:\n  rival: {entry}\n"
+
+
+def seating(seats: str) -> tuple[str, str]:
+    """The change that says who sits where in evaluations."""
+    return "every: 2", f"every: 2, seats: {{toy/lamp-v0: [{seats}]}}"
+
+
 CASES = [
     ("unknown environment", ("toy/lamp-v0", "toy/lump-v0"), r"run\.yaml:4:21: .*toy/lump-v0.*toy/lamp-v0"),
     ("unknown key", ("until:", "untill:"), r"run\.yaml:\d+:7: unknown key 'untill' \(did you mean 'until'"),
@@ -36,6 +48,12 @@ CASES = [
     ("two kinds in one stage", ("  - {offline: {", "  - {online: {}, offline: {"), r"exactly one of `imitation`, `offline`, `online`"),
     ("an unknown seat", ("workers: 1", "workers: 1\nseats: {toy/lamp-v0: {agnet: learner}}"), r"no role 'agnet'"),
     ("a seat without a known policy", ("workers: 1", "workers: 1\nseats: {toy/lamp-v0: {agent: learnr}}"), r"run\.yaml:11:30: no policy 'learnr'"),
+    ("a version of no stage", rival("{version: learner@imitatoin}"), r"run\.yaml:6:\d+: no stage 'imitatoin' \(did you mean 'imitation'"),
+    ("a version beyond the end", rival("{version: learner@69}"), r"would never act: all stages together make at most 68 updates"),
+    ("a frozen model that is no folder", rival("{model: tiny}"), r"run\.yaml:6:\d+: a model that is not trained is a folder"),
+    ("a server without a model", rival("{engine: {kind: openai, base_url: 'http://127.0.0.1:1'}}"), r"needs `base_url` and `model`"),
+    ("an evaluation's unknown seat", seating("{agnet: self}"), r"no role 'agnet' \(did you mean 'agent'"),
+    ("an evaluation's unknown policy", seating("{agent: selv}"), r"no policy 'selv' \(did you mean 'self'"),
     ("an unknown rung", ("rung: 0", "rung: 9"), r"run\.yaml:4:\d+: .*rung"),
 ]  # fmt: skip
 
@@ -62,3 +80,21 @@ def test_stages_of_one_kind_are_numbered(run_file: Callable[..., Path], toys: Pa
     run, source = read_run(run_file(again), RunFile)
     check(run, source, default_registry())
     assert [name for name, _ in run.named_stages()] == ["imitation", "offline", "rl", "rl-2"]
+
+
+def test_an_evaluation_without_the_learner_is_refused(run_file: Callable[..., Path], toys: Path) -> None:
+    run, source = read_run(run_file(rival("{scripted: random}"), seating("{agent: rival}")), RunFile)
+    with pytest.raises(RunFileError, match="the learner 'learner' sits in no seat here"):
+        check(run, source, default_registry())
+
+
+@pytest.mark.parametrize("what", ["untrained", "imitation", "rl", "0", "68"])
+def test_every_version_that_comes_to_be_may_be_named(what: str, run_file: Callable[..., Path], toys: Path) -> None:
+    run, source = read_run(run_file(rival(f"{{version: learner@{what}}}")), RunFile)
+    assert check(run, source, default_registry())
+
+
+@pytest.mark.parametrize("example", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_examples_fit_together(example: Path) -> None:
+    run, source = read_run(example, RunFile)
+    assert check(run, source, default_registry())

@@ -43,6 +43,13 @@ def test_the_last_policy_is_compared_with_each_one_before() -> None:
     assert summary["wall_s"]["eval"] == 2.0
 
 
+def test_policies_that_met_other_opponents_are_no_pair() -> None:
+    made = {n: evaluation(n, True, False) for n in ("untrained", "imitation", "rl")}
+    for name, rival in (("untrained", "a"), ("imitation", "b"), ("rl", "b")):
+        made[name].opponents = {"rival": rival}
+    assert list(summarize(made, {})["paired"]) == ["rl_minus_imitation"]
+
+
 def test_the_last_screen_shows_every_stage_the_logging_agent_and_the_differences(tmp_path: Path) -> None:
     made = {"imitation": evaluation("imitation", False, True), "rl": evaluation("rl", True, True)}
     agent = result("train", [True, False]).to_json()
