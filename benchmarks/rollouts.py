@@ -9,9 +9,7 @@ every episode made durable in a store.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.harness import Row, finish, measure
+from benchmarks.peers import peer_python
 from benchmarks.serving import free_port, start
 from envfarm.scenes import scene_class
 from envfarm.session import local_session
@@ -64,22 +63,9 @@ class InstantEngine:
         pass
 
 
-def peer_python() -> str:
-    """The peer's interpreter, its environment made if it is not there."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "envfarm" / "bench" / PEER.replace("==", "-")
-    python = cache / "bin" / "python"
-    if not (cache / "ready").exists():
-        uv = [sys.executable, "-m", "uv"]
-        links = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
-        subprocess.run([*uv, "venv", "-q", "--clear", "--python", sys.executable, str(cache)], check=True)
-        subprocess.run([*uv, "pip", "install", "-q", "--python", str(python), PEER, "uvloop"], check=True, env=links)
-        (cache / "ready").touch()
-    return str(python)
-
-
 def peer(url: str, at_once: int, stack: ExitStack) -> Callable[[int], float]:
     """Plays so many rollouts and gives rollouts/s."""
-    command = [peer_python(), str(HERE / "verifiers_side.py"), url, str(at_once)]
+    command = [str(peer_python(PEER, (PEER, "uvloop"))), str(HERE / "verifiers_side.py"), url, str(at_once)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     stack.callback(process.wait)
     stack.callback(process.kill)

@@ -20,9 +20,11 @@ import uvloop
 from openenv.core import GenericEnvClient
 
 from benchmarks.harness import finish, measure
+from benchmarks.peers import peer_python
 from envfarm.spec import load_spec
 from envfarm.worker.pool import WorkerPool
 
+PEER = ("openenv==0.10.0", "uvicorn", "uvloop")
 HERE = Path(__file__).parent
 MANY = 200
 ROUND_S = 2.0
@@ -99,7 +101,7 @@ def free_port() -> int:
 
 def start(command: list[str], port: int, stack: ExitStack) -> str:
     """A server process that ends with `stack`; returns its URL once it listens."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     stack.callback(process.wait)
     stack.callback(process.terminate)
     while process.poll() is None:
@@ -112,9 +114,9 @@ def start(command: list[str], port: int, stack: ExitStack) -> str:
 
 def main() -> None:
     with ExitStack() as stack:
-        theirs, mine = free_port(), free_port()
-        their_url = start([str(HERE / "echo" / "openenv_server.py"), str(theirs), str(MANY + 1)], theirs, stack)
-        worker = ["-m", "envfarm.worker", "--env", str(HERE / "echo" / "echo.yaml"), "--port", str(mine)]
+        theirs, mine, server = free_port(), free_port(), HERE / "echo" / "openenv_server.py"
+        their_url = start([str(peer_python("openenv-0.10.0", PEER)), str(server), str(theirs), str(MANY + 1)], theirs, stack)
+        worker = [sys.executable, "-m", "envfarm.worker", "--env", str(HERE / "echo" / "echo.yaml"), "--port", str(mine)]
         my_url = start(worker, mine, stack) + "/ours"
         rows = []
         for sessions, goal in ((1, ">=5"), (MANY, ">=10")):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import finish, measure
+from benchmarks.peers import peer_python
 from envfarm.seeding import generator
 from rollout.engines.torch.config import ModelConfig
 from rollout.engines.torch.model import Decoder
@@ -86,8 +86,10 @@ class Theirs:
 
     def __init__(self, decoder: Decoder, folder: Path):
         decoder.save(folder)
+        script, threads = Path(__file__).with_name("_trl_grpo.py"), torch.get_num_threads()
+        command = [str(peer_python("trl-1.16", PEER)), str(script), str(folder), str(threads)]
         self.process = subprocess.Popen(
-            [str(peer_python()), str(Path(__file__).with_name("_trl_grpo.py")), str(folder), str(torch.get_num_threads())],
+            command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         self._heard("ready")
@@ -109,18 +111,6 @@ class Theirs:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
-
-
-def peer_python() -> Path:
-    """TRL's interpreter; its environment is made where it is missing."""
-    cache = Path(os.environ.get("ENVFARM_PEERS") or Path.home() / ".cache" / "envfarm" / "peers")
-    python = cache / "trl-1.16" / "bin" / "python"
-    if not python.exists():
-        uv = Path(sys.executable).with_name("uv")
-        find = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
-        subprocess.run([uv, "venv", "-q", "--python", sys.executable, cache / "trl-1.16"], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "--python", python, *PEER], check=True, env=os.environ | find)
-    return python
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def _note(episode: Episode, turn: Turn, taken: Mapping[str, int]) -> None:
 
 
 def _conclude(episode: Episode, turn: Turn, terms: Terms) -> None:
-    episode.final_observation = turn.text
+    episode.final_observation, episode.error = turn.text, ""
     episode.terminated, episode.truncated = turn.terminated, turn.truncated
     episode.stop = StopReason(turn.stop) if turn.stop else StopReason.TERMINATED
     totals = dict.fromkeys(episode.seats, 0.0)
