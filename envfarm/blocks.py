@@ -68,9 +68,13 @@ Blocks = tuple[Block, ...]
 
 
 def as_blocks(value: str | Block | Sequence[Block]) -> Blocks:
-    """What an author may return from a tool or `start`: a string becomes one `Text` block."""
+    """What an author may return from a tool or `start`: a string becomes one `Text` block.
+
+    Raises: TypeError for what is neither text, a block, nor a sequence of blocks."""
     if isinstance(value, str):
         return (Text(value),) if value else ()
-    if isinstance(value, (Text, Fields, Table, Code, Output, Image)):
+    if isinstance(value, Block):
         return (value,)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(part, Block) for part in value):
+        raise TypeError(f"expected text, a block or a list of blocks to show, found {value!r:.80}")
     return tuple(value)

@@ -25,6 +25,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -43,6 +44,12 @@ class Location:
 
 class EnvfarmError(Exception):
     """Base of the tree. Picklable: arguments are kept as given."""
+
+
+def raised_at(error: BaseException | None) -> Location | None:
+    """Where the code that raised stands: the innermost frame. None for an error that was never raised."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    return Location(frames[-1].filename, frames[-1].lineno or 1, (frames[-1].colno or 0) + 1) if frames else None
 
 
 class UserError(EnvfarmError):

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envfarm.errors import Location, SpecError, UnknownIdError, UserError, did_you_mean
+from envfarm.errors import Location, SpecError, UnknownIdError, UserError, did_you_mean, near_matches
 from envfarm.scenes import make_scene
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.spec_hash import SPEC_ID, declared_id, folder_files
@@ -92,6 +92,12 @@ class Registry:
     def _versions(self, name: str) -> list[str]:
         return [i for i in self.ids() if re.fullmatch(re.escape(name) + r"-v\d+", i)]
 
+    def _same_last_part(self, name: str) -> str:
+        """ "maze" is far from "games/maze-v0" by letters, and still what was meant."""
+        lasts = {re.sub(r"-v\d+$", "", i).rpartition("/")[2]: i for i in self.ids()}
+        near = near_matches(name.rpartition("/")[2], lasts)
+        return f" (did you mean {' or '.join(repr(lasts[n]) for n in near)}?)" if near else ""
+
     def _resolve(self, name: str) -> str:
         if name in self.files:
             return name
@@ -100,7 +106,7 @@ class Registry:
             return versions[-1]
         base = re.sub(r"-v\d+$", "", name)
         other = self._versions(base) if base != name else []
-        hint = f"; it has {', '.join(other)}" if other else did_you_mean(name, self.ids())
+        hint = f"; it has {', '.join(other)}" if other else did_you_mean(name, self.ids()) or self._same_last_part(base)
         raise UnknownIdError(
             f"no environment {name!r}{hint}. `envfarm list` shows all; --env-path DIR or {PATH_VARIABLE} adds a folder"
         )

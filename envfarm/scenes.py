@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from envfarm.errors import Location, MissingDependencyError, SpecError, did_you_mean
+from envfarm.errors import EnvfarmError, Location, MissingDependencyError, SpecError, did_you_mean, raised_at
 from envfarm.seeding import stable_hash
 from envfarm.spec_file import KINDS
 from envfarm.yaml_source import read_yaml
@@ -29,9 +29,16 @@ if TYPE_CHECKING:
 def make_scene(spec: EnvSpec, **options: Any) -> Scene:
     """A scene of that environment; `options` go to its class.
 
-    Raises: SpecError at the `entry` where file or class is missing, MissingDependencyError naming the pip command.
+    Raises: SpecError at the `entry` where file or class is missing, at the author's line where the class cannot be made
+    (a tool without types or docstring, a constructor that raises); MissingDependencyError naming the pip command.
     """
-    return scene_class(spec)(spec, **options)
+    found = scene_class(spec)
+    try:
+        return found(spec, **options)
+    except EnvfarmError:
+        raise
+    except Exception as problem:  # the boundary of the author's code, as in a session
+        raise SpecError(f"{found.__name__} cannot be made: {type(problem).__name__}: {problem}", raised_at(problem)) from problem
 
 
 def scene_class(spec: EnvSpec) -> type[Scene]:
@@ -87,6 +94,8 @@ def _import_package(spec: EnvSpec, target: str) -> ModuleType:
         if problem.name is None or not (target == problem.name or target.startswith(problem.name + ".")):
             raise _missing(spec, problem) from problem
         raise SpecError(f"entry: there is no module {problem.name!r}", _place(spec, "entry")) from None
+    except Exception as problem:
+        raise _not_imported(problem) from problem
 
 
 def _import_file(spec: EnvSpec, target: str) -> ModuleType:
@@ -111,6 +120,9 @@ def _import_file(spec: EnvSpec, target: str) -> ModuleType:
         del sys.modules[name]
         place = Location(problem.filename or str(file), problem.lineno or 1, problem.offset or 1)
         raise SpecError(f"not valid Python: {problem.msg}", place) from None
+    except Exception as problem:
+        del sys.modules[name]
+        raise _not_imported(problem) from problem
     except BaseException:
         del sys.modules[name]
         raise
@@ -127,6 +139,13 @@ def _package(spec: EnvSpec, folder: Path) -> str:
         package.__spec__.submodule_search_locations = [str(folder)]
         sys.modules[name] = package
     return name
+
+
+def _not_imported(problem: Exception) -> Exception:
+    """What the author's module raised while it was imported, as an error at that line; ours stay as they are."""
+    if isinstance(problem, EnvfarmError):
+        return problem
+    return SpecError(f"importing it raised {type(problem).__name__}: {problem}", raised_at(problem))
 
 
 def _missing(spec: EnvSpec, problem: ModuleNotFoundError) -> MissingDependencyError:

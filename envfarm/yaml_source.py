@@ -122,6 +122,7 @@ def _explain(source: Source, model: type[pydantic.BaseModel], detail: ErrorDetai
         return source.at(*path), f"{name}: {context['error']}" if name else str(context["error"])
     expected = str(context.get("expected") or detail["msg"].removeprefix("Input should be ").rstrip("."))
     expected = expected.replace("a valid ", "a ").replace("dictionary", "mapping").replace("an object", "a mapping")
+    expected = expected.replace("a integer", "a whole number").replace("String should match pattern", "text that matches")
     value = detail["input"]
     hint = ""
     if kind == "literal_error" and isinstance(value, str):

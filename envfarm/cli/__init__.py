@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from envfarm.errors import EpisodeError, UserError
+from envfarm.errors import EpisodeError, UserError, raised_at
 
 GROUP = "envfarm.commands"
 PATH_VARIABLE = "ENVFARM_PATH"
@@ -90,7 +90,5 @@ def _stop(message: str, code: int) -> None:
 
 def _author_place(error: BaseException) -> str:
     """Where an environment's own code raised, if that is what happened."""
-    if error.__cause__ is None or error.__cause__.__traceback__ is None:
-        return ""
-    last = traceback.extract_tb(error.__cause__.__traceback__)[-1]
-    return f" (at {last.filename}:{last.lineno}; set {TRACEBACK_VARIABLE}=1 for the traceback)"
+    place = raised_at(error.__cause__)
+    return f" (at {place}; set {TRACEBACK_VARIABLE}=1 for the traceback)" if place else ""

@@ -17,7 +17,7 @@ def check(
 ) -> None:
     """Check environments: schema, Gymnasium or PettingZoo, seeds, isolation, oracle, floors, distinct contents.
 
-    Exit code 1 where a check fails, 2 where a file cannot be read.
+    Exit code 2 where a check fails or a file cannot be read.
     """
     import msgspec
     from rich.console import Console
@@ -35,15 +35,15 @@ def check(
     specs = [known.get(name) for name in names]
     findings = []
     for spec in specs:
-        console.print(f"[bold]{spec.id}[/bold]  {spec.title}")
+        console.print(f"[bold]{spec.id}[/bold]  {spec.title}  [dim]{spec.path}[/dim]", soft_wrap=True)
         for finding in check_env(spec, backend=backend, episodes=episodes, contents=contents, only=tuple(only or ())):
             mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
             console.print(f"  {mark} {finding.check:<10} ", end="")
-            console.print(finding.detail, markup=False, highlight=False)
+            console.print(finding.detail, markup=False, highlight=False, soft_wrap=True)
             findings.append(finding)
     failed = sum(not f.ok for f in findings)
     if as_json:
         print(msgspec.json.encode(findings).decode())
     console.print(f"{len(findings) - failed} checks passed, {failed} failed, {len(specs)} environments")
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(2)

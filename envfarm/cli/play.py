@@ -19,12 +19,12 @@ def play(
     """Play one instance in the terminal, as an agent would see it."""
     from rich.console import Console
 
-    from envfarm.cli.shared import registry
+    from envfarm.cli.shared import instance_of, registry, setting
     from envfarm.session import Turn, local_session
 
     console = Console(highlight=False)
     spec = registry().get(env)
-    instance = spec.instance(split, seed, {} if rung is None else {"rung": rung})
+    instance = instance_of(spec, split, seed, setting(rung))
     session = local_session(spec, backend=backend)
     total = dict.fromkeys(spec.roles, 0.0)
 

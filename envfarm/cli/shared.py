@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envfarm.registry import Registry
+    from envfarm.spec import EnvSpec, Instance
 
 
 def registry() -> Registry:
@@ -32,6 +33,16 @@ def setting(rung: int | None = None, narrowed: Sequence[str] = (), perturb: str 
             raise UserError(f"--perturb: expected off, found {perturb!r}")
         made["perturb"] = "off"
     return made
+
+
+def instance_of(spec: EnvSpec, split: str, index: int, setting: dict[str, Any]) -> Instance:
+    """The `index`-th instance of a split. Raises: UserError where there is none."""
+    from envfarm.errors import UserError
+
+    size = spec.size(split)
+    if not 0 <= index < size:
+        raise UserError(f"{spec.id}: split {split!r} has {size} instances, counted from 0; there is no {index}")
+    return spec.instance(split, index, setting)
 
 
 def complete_id(incomplete: str) -> list[str]:

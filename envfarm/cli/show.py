@@ -27,14 +27,10 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show one instance: its parameters, the first observation, the tools, and the box's files."""
-    from envfarm.cli.shared import registry, setting
-    from envfarm.errors import UserError
+    from envfarm.cli.shared import instance_of, registry, setting
 
     spec = registry().get(env)
-    size = spec.size(split)
-    if not 0 <= seed < size:
-        raise UserError(f"{spec.id}: split {split!r} has {size} instances, counted from 0; there is no {seed}")
-    shown = rendered(spec, spec.instance(split, seed, setting(rung, narrowed or (), perturb)), backend)
+    shown = rendered(spec, instance_of(spec, split, seed, setting(rung, narrowed or (), perturb)), backend)
     if as_json:
         print(json.dumps(shown, indent=2))
     else:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from envfarm.backends.bubblewrap import BubblewrapBackend
+from envfarm.backends.local import box_maker
+from envfarm.backends.sync import SyncBox
 from envfarm.box import BoxSpec, ExecResult
-from envfarm.verify import compare_artifacts, run_hidden, run_hidden_sync
+from envfarm.verify import run_hidden
 
 PROGRAM = {"solve.sh": b'read a b; echo $((a + b)); echo "$a" >>seen; cat seen >&2\n'}
 
 
-def run(artifacts: dict[str, bytes], command: str, inputs: list[bytes], **options: object) -> list[ExecResult]:
-    async def main() -> list[ExecResult]:
-        backend = BubblewrapBackend()
-        try:
-            return await run_hidden(backend, BoxSpec(exec_timeout_s=2), artifacts, command, inputs, **options)  # type: ignore[arg-type]
-        finally:
-            await backend.close()
+@contextmanager
+def fresh_box() -> Iterator[SyncBox]:
+    box = box_maker("bubblewrap", BoxSpec(exec_timeout_s=2))()
+    try:
+        yield box
+    finally:
+        box.stop()
 
-    return asyncio.run(main())
+
+def run(artifacts: dict[str, bytes], command: str, inputs: list[bytes], **options: object) -> list[ExecResult]:
+    return run_hidden(fresh_box, artifacts, command, inputs, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.box
@@ -48,27 +52,3 @@ def test_the_verifiers_files_win_over_artifacts_and_agents_cannot_spoil_later_in
 def test_an_artifact_that_leaves_the_workdir_is_refused(path: str) -> None:
     with pytest.raises(PermissionError):
         run({path: b""}, "true", [b""])
-
-
-@pytest.mark.box
-def test_from_an_environments_thread() -> None:
-    async def main() -> list[ExecResult]:
-        backend = BubblewrapBackend()
-        loop = asyncio.get_running_loop()
-        try:
-            return await asyncio.to_thread(run_hidden_sync, loop, backend, BoxSpec(), {}, "cat", [b"x", b"y"])
-        finally:
-            await backend.close()
-
-    assert [r.stdout for r in asyncio.run(main())] == [b"x", b"y"]
-
-
-def test_differences_are_named_by_file_and_place() -> None:
-    expected = {"a": b"1\n2\n", "b": b"same", "c": b""}
-    got = {"a": b"1\n3\n", "b": b"same", "d": b"more"}
-    assert compare_artifacts(expected, got) == [
-        "a: differs from byte 2 (line 2); expected 4 bytes, got 4",
-        "c: missing",
-        "d: not expected",
-    ]
-    assert compare_artifacts(expected, dict(expected)) == []

@@ -19,6 +19,7 @@ from envfarm.env import Env, Observed
 from envfarm.task.checks import relative
 from envfarm.task.stock import Files, Shell, Submit, told
 from envfarm.tools import Action, ToolCall, ToolError, tool
+from envfarm.verify import run_hidden
 
 from .catalog import Bug, Program, programs
 from .layout import MODULES, sources, styled, written
@@ -177,10 +178,7 @@ class Repair(Env, Submit, Files, Shell):
         except (PermissionError, ValueError):
             return low
         hidden = "".join(json.dumps([name, a]) + "\n" for name, a, _ in self.calls).encode()
-        with self.fresh_box() as box:
-            for path, data in artifacts.items():
-                box.write(path, data)
-            result = box.exec("python3 main.py", stdin=hidden)
+        [result] = run_hidden(self.fresh_box, artifacts, "python3 main.py", [hidden])
         printed = result.stdout.decode("utf-8", "replace").splitlines()
         expected = [line for _, _, line in self.calls]
         right = sum(a == b for a, b in zip(printed, expected, strict=False))
