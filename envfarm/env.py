@@ -40,7 +40,6 @@ from envfarm.tools import (
     ToolSpec,
     check_arguments,
     parse_text,
-    to_text,
     tools_of,
 )
 
@@ -228,10 +227,6 @@ class Env(Scene, gymnasium.Env):
         session, self._session = getattr(self, "_session", None), None
         if session is not None:
             session.close()
-
-    def action_text(self, action: Action) -> str:
-        """Any action as the text that means the same."""
-        return action if isinstance(action, str) else to_text(action, self.tools, self.text_tool)
 
     def parse(self, text: str) -> ToolCall:
         return parse_text(text, self.tools, self.text_tool)

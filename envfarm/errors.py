@@ -28,6 +28,7 @@ import difflib
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class EnvfarmError(Exception):
     """Base of the tree. Picklable: arguments are kept as given."""
 
 
-def raised_at(error: BaseException | None) -> Location | None:
-    """Where the code that raised stands: the innermost frame. None for an error that was never raised."""
+def raised_at(error: BaseException | None, below: Path | None = None) -> Location | None:
+    """Where the code that raised stands: the innermost frame, of those in files below that folder. None without one."""
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    frames = [f for f in frames if below is None or Path(f.filename).is_relative_to(below)]
     return Location(frames[-1].filename, frames[-1].lineno or 1, (frames[-1].colno or 0) + 1) if frames else None
 
 

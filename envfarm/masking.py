@@ -3,7 +3,7 @@
 `mask(command, text)` replaces, in what a command printed:
 
     process ids         job notes (`[1] 4711`), killed jobs' notes, `ps` and `top` columns, and every whole number of a
-                        command that mentions `$$`, `$!`, `$PPID` or `$BASHPID`
+                        command that mentions `$$`, `$!`, `$PPID` or `$BASHPID`; the names of boxes' control groups
     times and dates     ISO times; ISO dates alone where the command names `date`, `ls`, `stat` or the like; the styles of
                         `ls -l`, `date`, `stat` and HTTP; clock times `12:34:56`; epochs of ten digits with this
                         century's look, whole or with a fraction; what `time` measured
@@ -41,6 +41,7 @@ _ALWAYS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("<time>", re.compile(r"(?m)^(?:real|user|sys)\s+(?P<it>\d+m?[\d.]+s?)$")),
     ("<pid>", re.compile(r"(?m)^\[\d+\][+-]? +(?P<it>\d+)\b")),
     ("<pid>", re.compile(r"(?m): line \d+: +(?P<it>\d+) (?=Killed|Terminated|Segmentation|Aborted|Hangup|Interrupt)")),
+    ("<pid>", re.compile(r"(?m)/box-(?P<it>\d+-\d+-\d+)$")),
     ("<inode>", re.compile(r"(?m)\bInode: (?P<it>\d+)")),
     ("<device>", re.compile(r"(?m)\bDevice: (?P<it>\S+)")),
 )

@@ -7,6 +7,7 @@ the folder's content: changed code is another module.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -14,7 +15,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from envfarm.errors import EnvfarmError, Location, MissingDependencyError, SpecError, did_you_mean, raised_at
 from envfarm.seeding import stable_hash
@@ -35,10 +36,8 @@ def make_scene(spec: EnvSpec, **options: Any) -> Scene:
     found = scene_class(spec)
     try:
         return found(spec, **options)
-    except EnvfarmError:
-        raise
-    except Exception as problem:  # the boundary of the author's code, as in a session
-        raise SpecError(f"{found.__name__} cannot be made: {type(problem).__name__}: {problem}", raised_at(problem)) from problem
+    except Exception as problem:
+        _tell(spec, f"{found.__name__} cannot be made", problem)
 
 
 def scene_class(spec: EnvSpec) -> type[Scene]:
@@ -95,7 +94,7 @@ def _import_package(spec: EnvSpec, target: str) -> ModuleType:
             raise _missing(spec, problem) from problem
         raise SpecError(f"entry: there is no module {problem.name!r}", _place(spec, "entry")) from None
     except Exception as problem:
-        raise _not_imported(problem) from problem
+        _tell(spec, f"entry: {target} cannot be imported", problem)
 
 
 def _import_file(spec: EnvSpec, target: str) -> ModuleType:
@@ -122,7 +121,7 @@ def _import_file(spec: EnvSpec, target: str) -> ModuleType:
         raise SpecError(f"not valid Python: {problem.msg}", place) from None
     except Exception as problem:
         del sys.modules[name]
-        raise _not_imported(problem) from problem
+        _tell(spec, f"entry: {target} cannot be imported", problem)
     except BaseException:
         del sys.modules[name]
         raise
@@ -141,11 +140,13 @@ def _package(spec: EnvSpec, folder: Path) -> str:
     return name
 
 
-def _not_imported(problem: Exception) -> Exception:
-    """What the author's module raised while it was imported, as an error at that line; ours stay as they are."""
-    if isinstance(problem, EnvfarmError):
-        return problem
-    return SpecError(f"importing it raised {type(problem).__name__}: {problem}", raised_at(problem))
+def _tell(spec: EnvSpec, what: str, problem: Exception) -> NoReturn:
+    """The boundary of the author's code, as in a session: what it raises becomes an error at the author's line,
+    else at the `entry`. Errors of ours stay as they are, and so does a full disk, which is no mistake of the author's."""
+    if isinstance(problem, EnvfarmError) or (isinstance(problem, OSError) and problem.errno == errno.ENOSPC):
+        raise problem
+    place = raised_at(problem, spec.folder) or _place(spec, "entry")
+    raise SpecError(f"{what}: {type(problem).__name__}: {problem}", place) from problem
 
 
 def _missing(spec: EnvSpec, problem: ModuleNotFoundError) -> MissingDependencyError:

@@ -17,7 +17,7 @@ ID = re.compile(r"([\w.-]+/)?[\w.-]+-v\d+")
 
 KINDS: dict[str, str] = {
     "entry": "",
-    "task": "envfarm.task:TaskEnv",
+    "task": "envfarm.task.env:TaskEnv",
 }
 """Top-level keys that say what runs -> the class that runs it (`entry` names its own). A new kind: one file, one line."""
 

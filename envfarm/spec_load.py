@@ -12,11 +12,12 @@ from envfarm.axis_file import AxisReader
 from envfarm.distributions import AnyDistribution
 from envfarm.errors import SpecError, did_you_mean
 from envfarm.seeding import stable_hash
-from envfarm.spec import Axis, EnvSpec, Limits, Reward, Role, RowsFile, Sandbox, TaskCheck, TaskSpec
-from envfarm.spec_file import KINDS, NOT_YET, SpecFile, TaskFile
+from envfarm.spec import Axis, EnvSpec, Limits, Reward, Role, RowsFile, Sandbox
+from envfarm.spec_file import KINDS, NOT_YET, SpecFile
 from envfarm.spec_hash import hash_folder
 from envfarm.spec_reader import Reader
 from envfarm.spec_splits import SplitReader
+from envfarm.spec_task import TaskReader
 from envfarm.yaml_source import Source, parse_model, read_yaml
 
 
@@ -63,9 +64,10 @@ class SpecReader(Reader):
         kind, entry = self._kind()
         axes = self._axes()
         instances = self._instances()
+        task = TaskReader(self.source, self.folder).read(file.task, box=file.sandbox.box) if file.task is not None else None
         self._requirements()
         made = EnvSpec(
-            id=file.id, title=file.title, tags=tuple(file.tags), kind=kind, entry=entry, task=self._task(file.task),
+            id=file.id, title=file.title, tags=tuple(file.tags), kind=kind, entry=entry, task=task,
             requires=tuple(file.requires), axes=axes, instances=instances, perturb=self._channels(),
             ladder=tuple(self.narrowing(rung, axes, "ladder", i) for i, rung in enumerate(self.raw("ladder", []))),
             splits=SplitReader(self.source, self.folder).read(file.splits, axes, instances),
@@ -159,35 +161,6 @@ class SpecReader(Reader):
     def _instances(self) -> RowsFile | None:
         given = self.file.instances
         return None if given is None else self.rows_file(given.rows, given.key, "instances", "rows")
-
-    def _task(self, given: TaskFile | None) -> TaskSpec | None:
-        if given is None:
-            return None
-        if not self.file.sandbox.box:
-            raise self.fail("a task runs in a box; add `sandbox: {box: true}`", "task")
-        checks = [k for k, v in given.check.model_dump().items() if v is not None]
-        if len(checks) != 1:
-            what = " and ".join(checks) or "none"
-            raise self.fail(f"expected exactly one of same_as_solution, script, expr, found {what}", "task", "check")
-        if checks == ["same_as_solution"] and given.solution is None:
-            raise self.fail("same_as_solution needs `task.solution`", "task", "check")
-        for keys, text in self._templates(given):
-            if text is not None and text.endswith(".j2") and "\n" not in text and "{" not in text:
-                self.existing(text, *keys)
-        if given.check.script is not None:
-            self.existing(given.check.script, "task", "check", "script")
-        same = given.check.same_as_solution
-        check = TaskCheck(
-            same_as_solution=None if same is None else tuple(same), script=given.check.script, expr=given.check.expr
-        )
-        return TaskSpec(
-            prompt=given.prompt, files=dict(given.files), setup=given.setup, tools=tuple(given.tools),
-            artifacts=tuple(given.artifacts), solution=given.solution, noise=given.noise, check=check,
-        )  # fmt: skip
-
-    def _templates(self, given: TaskFile) -> list[tuple[tuple[str, ...], str | None]]:
-        named = [(("task", key), getattr(given, key)) for key in ("prompt", "setup", "solution", "noise")]
-        return [*named, *((("task", "files", path), content) for path, content in given.files.items())]
 
 
 def spec_hash(spec: EnvSpec) -> str:

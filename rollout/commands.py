@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +11,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from envfarm.backends.local import backend_class
 from envfarm.errors import UserError
 from envfarm.registry import Registry, default_registry
 from envfarm.spec import EnvSpec
+from rollout import interrupt
 from rollout.acting import console_for, named_policies, named_policy, progress_bar, specs_of, with_rollouts
 from rollout.build import build_policies
 from rollout.policies import Policy
 from rollout.requests import EnvChoice, draw_groups
-from rollout.run import RolloutFile, read_run, resolve
+from rollout.run import RolloutFile, read_run
+from rollout.run_check import resolve
 from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import Episode, Group
@@ -67,6 +69,8 @@ def run_rollout(
 ) -> None:  # fmt: skip
     """Play and store. Raises: UserError."""
     console, registry = console_for(as_json), default_registry()
+    if backend is not None:
+        backend_class(backend)  # an unknown one is refused before anything is written
     if (run_file is None) == (not envs):
         raise UserError("give a run file, or environments with --env (one of the two)")
     if run_file is not None:
@@ -84,7 +88,7 @@ def run_rollout(
         work = with_rollouts(
             plan, job.policies, store, backend or run.backend, workers or run.workers, lambda r: _play(r, requests, advance)
         )
-        groups, reused = asyncio.run(work)
+        groups, reused = interrupt.run(work)
     _show_rollout(console, groups, reused, folder, as_json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from envfarm.backends.local import backend_class
 from envfarm.errors import UserError, did_you_mean
 from envfarm.registry import Registry, default_registry
+from rollout import interrupt
 from rollout.acting import console_for, named_policies, policy_folder, progress_bar, specs_of, with_rollouts
-from rollout.build import opponents
+from rollout.build import engine_class, opponents
 from rollout.evaluate import EvalResult, evaluate
 from rollout.requests import EnvChoice
 from rollout.run import SELF, EngineEntry
@@ -32,6 +33,9 @@ def run_eval(
     """Evaluate and print. What is not said is as the policy's `envfarm.json` has it. Raises: UserError."""
     console = console_for(as_json)
     registry = default_registry()
+    backend_class(backend)  # unknown names are refused as such, whatever else is wrong
+    if engine != "torch":  # which takes its time to import, and need not be wanted
+        engine_class(engine)
     if engine == "openai" and url is None:
         raise UserError("--engine openai needs --url, e.g. http://127.0.0.1:8000/v1; POLICY is the model's name there")
     folder = policy_folder(Path(policy)) if engine != "openai" and Path(policy).is_dir() else None
@@ -67,7 +71,7 @@ def run_eval(
 
     store = Store.open_or_create(out) if out is not None else None
     try:
-        results = asyncio.run(with_rollouts(plan, policies, store, backend, workers, play))
+        results = interrupt.run(with_rollouts(plan, policies, store, backend, workers, play))
     finally:
         if store is not None:
             store.close()

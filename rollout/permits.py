@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 
 class Permits:
@@ -24,7 +25,8 @@ class Permits:
                 await turn
             except asyncio.CancelledError:
                 if turn.cancelled():
-                    self._waiting.remove((count, turn))
+                    with suppress(ValueError):  # a release between the cancellation and this line took it off already
+                        self._waiting.remove((count, turn))
                 else:
                     self._free += count
                 self._wake()
@@ -38,10 +40,14 @@ class Permits:
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self._free >= self._waiting[0][0]:
-            count, turn = self._waiting.popleft()
-            self._free -= count
-            turn.set_result(None)
+        while self._waiting:
+            count, turn = self._waiting[0]
+            if not turn.cancelled():
+                if self._free < count:
+                    return
+                self._free -= count
+                turn.set_result(None)
+            self._waiting.popleft()
 
 
 class Lease:

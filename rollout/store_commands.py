@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 
 import typer
 
+from envfarm.backends.local import backend_class
 from envfarm.errors import StoreError
 from envfarm.registry import default_registry
 from envfarm.worker.pool import WorkerPool
+from rollout import interrupt
 from rollout.acting import console_for, progress_bar
 from rollout.export import exporter
 from rollout.replay import ReplayReport, replay_all
@@ -38,13 +39,14 @@ def run_replay(
 ) -> None:  # fmt: skip
     """Exit code 1 where an episode differs. Raises: StoreError, UnknownIdError for an environment that is not here."""
     console = console_for(as_json)
+    backend_class(backend)  # an unknown one is refused, also where no episode needs a box
     store = open_store(path, salvage=salvage)
     filters = {} if stage is None else {"stage": stage}
     episodes = [store.get(episode)] if episode is not None else list(store.episodes(**filters))[:limit]
     if not episodes:
         raise StoreError(f"{store.path} holds no such episodes; stages: {', '.join(store.stats()['stages']) or 'none'}")
     with progress_bar(console, "replay", len(episodes)) as advance:
-        report = asyncio.run(_replay(episodes, backend, workers, advance))
+        report = interrupt.run(_replay(episodes, backend, workers, advance))
     if as_json:
         print(json.dumps(report.to_json() | {"store": str(store.path), "left_out": store.damages}))
     else:

@@ -18,7 +18,8 @@ from envfarm.registry import default_registry
 from envfarm.session import local_session
 from envfarm.spec import load_spec
 from envfarm.testing import agents
-from rollout.run import RolloutFile, read_run, resolve
+from rollout.run import RolloutFile, read_run
+from rollout.run_check import resolve
 from rollout.store import Store
 from tests.envfarm.worker.helpers import running
 

@@ -41,15 +41,23 @@ class RunState(msgspec.Struct, kw_only=True):
 
 
 class RunLock:
-    """A context: the run directory is ours. Raises: RunLockedError naming the process that holds it."""
+    """A context: the run directory is ours.
+
+    Raises: RunLockedError naming the process that holds it; RunFileError where the place can be no directory of ours.
+    """
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / "lock"
         self._file: IO[str] | None = None
 
     def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+", encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise RunFileError(
+                f"{self.path.parent} cannot be this run's directory: {error.strerror or error}; give another `output`"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

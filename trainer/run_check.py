@@ -17,7 +17,8 @@ from envfarm.yaml_source import Source
 from rollout.build import UNTRAINED, ModelFolder, chat_policy
 from rollout.engines.base import ENGINES, NEEDS_FOR_TRAINING
 from rollout.renderers.base import RENDERERS
-from rollout.run import SELF, PolicyEntry, resolve
+from rollout.run import SELF, PolicyEntry
+from rollout.run_check import resolve
 from trainer.run import LogsEntry, Online, RunFile
 
 At = tuple[str | int, ...]

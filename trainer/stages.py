@@ -8,7 +8,6 @@ run file, seed, machine and count of threads end with the same weights, however 
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from envfarm.spec import EnvSpec
 from envfarm.worker.pool import WorkerPool
+from rollout import interrupt
 from rollout.build import ModelFolder, engine_class, frozen_models, served_policies
 from rollout.engines.base import NEEDS_FOR_TRAINING, Engine, require
 from rollout.policies import EnginePolicy, Policy
@@ -52,7 +52,7 @@ def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console, *, repor
     """
     run_dir = run.folder
     with RunLock(run_dir):
-        return asyncio.run(_train(run, specs, run_dir, console, report))
+        return interrupt.run(_train(run, specs, run_dir, console, report))
 
 
 async def _train(run: RunFile, specs: Mapping[str, EnvSpec], run_dir: Path, console: Console, report: bool) -> dict[str, Any]:

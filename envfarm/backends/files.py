@@ -36,11 +36,6 @@ class Tree:
     def close(self) -> None:
         os.close(self.fd)
 
-    def free_bytes(self) -> int:
-        """What the disk limit still allows here."""
-        state = os.fstatvfs(self.fd)
-        return state.f_bavail * state.f_frsize
-
     def names(self, path: str) -> list[str] | None:
         """`path` as names below this tree, or None where it lies elsewhere. Relative paths start here."""
         if not path.startswith("/"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _stop(f"no space is left on the disk{f' for {error.filename}' if error.filename else ''}; what was stored is kept", 2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # pressed again, it would break into the interpreter's end
         sys.exit(130)
     sys.exit(0)
 

@@ -148,7 +148,7 @@ class TaskEnv(Env):
         else:
             for path, data in self.expected().files.items():
                 if self._state().files.get(path) != data:
-                    return ToolCall("write_file", {"path": checks.absolute(path), "content": data.decode()})
+                    return ToolCall("write_file", {"path": checks.absolute(path), "content": _writable(path, data)})
         return ToolCall("submit")
 
     def _clean_up(self) -> str:
@@ -214,3 +214,16 @@ class TaskEnv(Env):
         if self.plan.expected is None:
             raise VerifierFault("the solution leaves links, special files or too much to compare")
         return self.plan.expected
+
+
+def _writable(path: str, data: bytes) -> str:
+    """A file that the solution leaves, as `write_file` can write it.
+
+    Raises: VerifierFault where it cannot: no agent without a shell could solve the task."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise VerifierFault(f"the solution leaves {path}, which is no text: `tools: [files]` cannot write it") from None
+    if text and not text.endswith("\n"):
+        raise VerifierFault(f"the solution leaves {path} without a newline at its end: `tools: [files]` cannot write it so")
+    return text

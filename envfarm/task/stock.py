@@ -1,6 +1,6 @@
 """Stock tools of environments without Python: one class per name in `task.tools`, put together into one scene class.
 
-A new set of tools is one class here (or in a file of its own) and one line in `STOCK`.
+A new set of tools is one class here (or in a file of its own) and one line in `envfarm.task.STOCK`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from typing import ClassVar
 
 from envfarm.blocks import Block, Blocks, Output, Text
 from envfarm.box import WORKDIR, ExecResult, SyncBox
 from envfarm.env import Scene
-from envfarm.errors import EnvironmentFault, SpecError, did_you_mean
+from envfarm.errors import EnvironmentFault, SpecError
+from envfarm.task import STOCK, unknown_tool
 from envfarm.tools import Malformed, ToolError, tool
 
 SHOWN_CHARS = 2000
@@ -103,10 +105,6 @@ class Files(Stock):
         return "ok"
 
 
-STOCK: dict[str, type[Stock]] = {"shell": Shell, "files": Files}
-NOT_YET = ("sql", "browser")
-
-
 class Submit(Scene):
     @tool
     def submit(self) -> str:
@@ -119,12 +117,15 @@ class Submit(Scene):
 def task_class(base: type[Scene], tools: tuple[str, ...]) -> type[Scene]:
     """`base` with the stock tools named, shown in that order, and `submit` last. Raises: SpecError on an unknown name."""
     for name in tools:
-        if name in NOT_YET:
-            raise SpecError(f"task.tools: {name!r} is not implemented yet; there are {', '.join(STOCK)}")
-        if name not in STOCK:
-            raise SpecError(f"task.tools: unknown {name!r}{did_you_mean(name, STOCK)}; there are {', '.join(STOCK)}")
-    parts: tuple[type[Scene], ...] = (base, Submit, *(STOCK[name] for name in reversed(tools)))
+        if wrong := unknown_tool(name):
+            raise SpecError(f"task.tools: {wrong}")
+    parts: tuple[type[Scene], ...] = (base, Submit, *(_stock_class(name) for name in reversed(tools)))
     return type(base.__name__, parts, {"stock": tools, "__module__": base.__module__, "__doc__": base.__doc__})
+
+
+def _stock_class(name: str) -> type[Scene]:
+    module, _, attribute = STOCK[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def show(result: ExecResult) -> Blocks:

@@ -20,7 +20,7 @@ import jinja2
 import numpy as np
 from jinja2.sandbox import SandboxedEnvironment
 
-from envfarm.errors import Location, SpecError
+from envfarm.errors import Location, SpecError, raised_at
 from envfarm.seeding import generator
 
 if TYPE_CHECKING:
@@ -106,15 +106,32 @@ class Templates:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
             raise SpecError(f"expression {source!r}: {type(error).__name__}: {error}") from error
 
+    def parse(self, source: str) -> None:
+        """Raises: SpecError where `source` is no template; with its place where it names a file."""
+        named = is_name(source)
+        try:
+            text = self.jinja.loader.get_source(self.jinja, source)[0] if named and self.jinja.loader else source
+            self.jinja.parse(text, filename=str(Path(self.folder or ".", source)) if named else None)
+        except jinja2.TemplateError as error:
+            raise self._wrong(source if named else None, error) from error
+
+    def parse_expression(self, source: str) -> None:
+        """Raises: SpecError where `source` is no expression."""
+        try:
+            self._expression(source)
+        except jinja2.TemplateError as error:
+            raise SpecError(f"{source!r} is no expression: {error}") from error
+
     def _compile_expression(self, source: str) -> Any:
         return self.jinja.compile_expression(source, undefined_to_none=False)
 
     def _wrong(self, name: str | None, error: jinja2.TemplateError) -> SpecError:
         if isinstance(error, jinja2.TemplateNotFound):
             return SpecError(f"no template {error.name!r} in {self.folder or 'an environment without a folder'}")
-        location = None
+        location = raised_at(error, Path(self.folder)) if self.folder else None  # Jinja's tracebacks name template files
         if isinstance(error, jinja2.TemplateSyntaxError):
-            location = Location(error.filename or error.name or name or "<inline template>", error.lineno, 1)
+            file = error.filename or error.name or name
+            location = Location(file, error.lineno, 1) if file else None
         where = f"template {name}" if name else "an inline template"
         return SpecError(f"{where}: {type(error).__name__}: {error.message}", location)
 
@@ -127,11 +144,6 @@ def templates_of(folder: str | None) -> Templates:
 
 def is_name(source: str) -> bool:
     return source.endswith(SUFFIX) and "\n" not in source and "{" not in source
-
-
-def file_of(source: str, folder: str | None) -> Path | None:
-    """The file that a template name stands for, or None for an inline template."""
-    return Path(folder or ".", source) if is_name(source) else None
 
 
 def fresh_rng(instance: Instance) -> SeededRng:

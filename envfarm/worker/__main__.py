@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 1)
+    finally:
+        if options.owned:
+            lifetime.sweep()  # the owner's directory too, where the owner died
     return 0
 
 

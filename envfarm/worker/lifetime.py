@@ -50,13 +50,18 @@ F_SETSIG = 10  # Linux; the `fcntl` module does not name it
 
 
 class PrivateDir:
-    """A directory of mode 0700 for sockets and logs. Made by one process, removed by it or by the next one's sweep."""
+    """A directory of mode 0700 for sockets and logs. Made by one process, removed by it, else by its workers or by
+    the next one's sweep."""
 
     def __init__(self) -> None:
         sweep()
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if (self.path / _LOCK).exists():
+                return
+            os.close(self._lock)  # somebody's sweep came between making the lock and taking it
 
     def remove(self) -> None:
         """Idempotent."""

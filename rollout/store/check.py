@@ -38,10 +38,8 @@ def check_store(path: str | Path) -> tuple[list[Finding], int]:
         findings.extend(episode_findings(episode))
         read += 1
     findings.extend(Finding(str(path), f"episode id {i} is stored more than once") for i in store.index.repeated)
-    known = set(store.index.by_id)
-    findings.extend(
-        Finding(str(path), f"a reward was appended to episode {i}, which is not there") for i in store.late_ids() - known
-    )
+    lost = set() if store.damages else store.late_ids() - set(store.index.by_id)
+    findings.extend(Finding(str(path), f"a reward was appended to episode {i}, which is not there") for i in lost)
     return findings, read
 
 

@@ -37,6 +37,8 @@ class StoreReader:
         self._late_sealed: dict[str, list[RewardEntry]] = {}
         for segment in self._segments.values():
             try:
+                if salvage:
+                    segment.verify()  # it is left out as a whole, before anything of it is in the index
                 self._read_segment_index(segment)
             except StoreError as error:
                 if not salvage:

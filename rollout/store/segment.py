@@ -76,13 +76,22 @@ class Segment:
         """Every episode, its stored checksum and its appended rewards. Raises: StoreError where a file is damaged."""
         return episodes_of({name: self._read(name, None) for name in SCHEMAS})
 
+    def verify(self) -> None:
+        """Every table's file is there and whole. Raises: StoreError naming the first that is not."""
+        for table in SCHEMAS:
+            self._verify(table)
+
+    def _verify(self, table: str) -> None:
+        if table in self._verified:
+            return
+        damage = self.damage(table)
+        if damage:
+            raise StoreError(
+                f"{damage}. The other segments are untouched: `envfarm store check` says what is readable, "
+                "`--salvage` reads it, `envfarm store repair` sets the damaged part aside"
+            )
+        self._verified.add(table)
+
     def _read(self, table: str, columns: list[str] | None) -> pa.Table:
-        if table not in self._verified:
-            damage = self.damage(table)
-            if damage:
-                raise StoreError(
-                    f"{damage}. The other segments are untouched: `envfarm store check` says what is readable, "
-                    "`--salvage` reads it, `envfarm store repair` sets the damaged part aside"
-                )
-            self._verified.add(table)
+        self._verify(table)
         return pq.read_table(self.file(table), columns=columns)

@@ -35,6 +35,7 @@ PAIRS = [
         "  PID TTY          TIME CMD\n    1 ?        00:00:00 bash\n",
         "  PID TTY          TIME CMD\n   31 ?        00:00:02 bash\n",
     ),
+    ("cat /proc/self/cgroup", "7:pids:/box-1316-77930-1\n0::/\n", "7:pids:/box-99-1-12\n0::/\n"),
     ("time ls", "real\t0m0.003s\nuser\t0m0.001s\n", "real\t0m1.403s\nuser\t0m0.101s\n"),
 ]
 

@@ -50,6 +50,7 @@ def test_files_and_folders(tree: Path) -> None:
     ("name", "says"),
     [
         ("coding/repiar-v0", "did you mean 'coding/repair-v0'"),
+        ("repiar", "did you mean 'coding/repair-v10'"),
         ("coding/repair-v3", "it has coding/repair-v0, coding/repair-v2, coding/repair-v10"),
         ("maths/*", "no environment matches 'maths/*'; known: coding/repair-v0"),
     ],
@@ -75,6 +76,23 @@ def test_where_environments_are_looked_for(tree: Path, monkeypatch: pytest.Monke
     assert set(default_registry([tree / "coding" / "v2"]).ids()) == {*shipped, "games/ball-v0", "coding/repair-v2"}
     with pytest.raises(UserError, match="no such folder or file of environments"):
         default_registry([tree / "nowhere"])
+
+
+def test_an_installed_package_brings_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by its entry point, and without running its code."""
+    write(tmp_path / "their_worlds" / "repair", BOXLESS.replace("coding/repair-v0", "theirs/repair-v0"))
+    (tmp_path / "their_worlds" / "__init__.py").write_text("raise AssertionError('imported')\n")
+    info = tmp_path / "their_worlds-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-worlds\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[envfarm.environments]\ntheirs = their_worlds\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = default_registry().get("theirs/repair")
+    session = LocalSession(spec, make_scene(spec))
+    assert session.reset(spec.instance("train", 0)).text.startswith("modules: ")
+    (info / "entry_points.txt").write_text("[envfarm.environments]\ntheirs = not_there_at_all\n")
+    with pytest.raises(UserError, match="names not_there_at_all, which is not installed"):
+        default_registry()
 
 
 def test_a_broken_neighbour_does_not_hide_the_others(tree: Path) -> None:
@@ -147,6 +165,30 @@ def test_code_that_imports_what_is_not_there_or_is_no_python(tmp_path: Path) -> 
     (tmp_path / "words.py").write_text("WORD = (\n")
     with pytest.raises(SpecError, match=r"words.py:1:\d+: not valid Python"):
         make_scene(load_spec(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "says"),
+    [
+        ('        """Guess how many modules there are."""\n', "", "repair.yaml:5:8", "tool Repair.guess has no docstring"),
+        ("number: int", "number", "repair.yaml:5:8", "parameter 'number' has no type"),
+        (
+            "class Repair(Env):",
+            "class Repair(Env):\n    def __init__(self, spec):\n        {}[1]",
+            "repair.py:8:9",
+            "cannot be made: KeyError",
+        ),
+        ("class Repair(Env):", "forgotten()\nclass Repair(Env):", "repair.py:6:1", "cannot be imported: NameError"),
+    ],
+)
+def test_a_class_that_cannot_be_made(tmp_path: Path, old: str, new: str, place: str, says: str) -> None:
+    path = write(tmp_path, BOXLESS)
+    code = (tmp_path / "repair.py").read_text()
+    assert old in code
+    (tmp_path / "repair.py").write_text(code.replace(old, new))
+    with pytest.raises(SpecError) as caught:
+        make_scene(load_spec(path))
+    assert str(caught.value).startswith(f"{tmp_path}/{place}: ") and says in str(caught.value)
 
 
 def test_make_takes_files_and_settings(tree: Path) -> None:

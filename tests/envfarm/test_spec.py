@@ -132,7 +132,7 @@ TASK = "envfarm: 1\nid: t/x-v0\nsandbox: {box: true}\ntask:\n  prompt: hello\n"
         # unknown keys and wrong types
         ("randomise: {}\n", "4:1", "unknown key 'randomise' (did you mean 'randomize'"),
         ("limits: {turn: 3}\n", "4:10", "unknown key 'turn' (did you mean 'turns'?)"),
-        ("limits: {turns: many}\n", "4:17", "limits.turns: expected a integer, found the text 'many'"),
+        ("limits: {turns: many}\n", "4:17", "limits.turns: expected a whole number, found the text 'many'"),
         ("limits: {turns: 0}\n", "4:17", "greater than or equal to 1"),
         ("sandbox: {memory: lots}\n", "4:19", "expected a size such as 512MiB, found 'lots'"),
         ("sandbox: {network: open}\n", "4:20", "found the text 'open'"),
@@ -223,6 +223,12 @@ def test_every_mistake_is_told_at_its_place(body: str, place: str, says: str, tm
         (TASK + "  check: {script: check.py}\n", "6:19", "no such file"),
         (TASK + "  setup: setup.j2\n  check: {expr: 'true'}\n", "6:10", "no such file"),
         (TASK, "5:3", "the key 'check' is missing"),
+        (TASK + "  check: {expr: 'files['}\n", "6:17", "is no expression"),
+        (TASK + "  tools: [shel]\n  check: {expr: 'true'}\n", "6:11", "unknown 'shel' (did you mean 'shell'?)"),
+        (TASK + "  tools: [shell, sql]\n  check: {expr: 'true'}\n", "6:18", "'sql' is not implemented yet"),
+        (TASK + "  setup: '{% if %}'\n  check: {expr: 'true'}\n", "6:10", "task.setup: an inline template: TemplateSyntaxError"),
+        (TASK + "  files: {'{{ a': b}\n  check: {expr: 'true'}\n", "6:19", "TemplateSyntaxError"),
+        (TASK + "  artifacts: [/etc/passwd]\n  check: {expr: 'true'}\n", "6:15", "'/etc/passwd' is not below /task"),
         (TASK.replace("true", "false") + "  check: {expr: 'true'}\n", "5:3", "a task runs in a box"),
     ],
 )

@@ -80,6 +80,15 @@ def test_a_syntax_error_is_said_with_file_and_line(tmp_path):
     assert (caught.value.location.file, caught.value.location.line) == (str(tmp_path / "bad.j2"), 2)
 
 
+@pytest.mark.parametrize("text", ["fine\n{{ nobody }}\n", "fine\n{{ 'a'.nothing.more }}\n"])
+def test_an_undefined_name_is_said_with_file_and_line(tmp_path, text):
+    (tmp_path / "bad.j2").write_text(text)
+    Templates(str(tmp_path)).parse("bad.j2")
+    with pytest.raises(SpecError) as caught:
+        Templates(str(tmp_path)).render("bad.j2", {})
+    assert str(caught.value).startswith(f"{tmp_path}/bad.j2:2:")
+
+
 def test_templates_do_not_leave_their_folder(tmp_path):
     (tmp_path / "inside").mkdir()
     (tmp_path / "secret.j2").write_text("secret")

@@ -131,7 +131,7 @@ def test_a_model_is_read() -> None:
         ("name: x\nseeds: 3\n", "2:1", "unknown key 'seeds' (did you mean 'seed'"),
         ("seed: 1\n", "1:1", "the key 'name' is missing"),
         ("name: 3\n", "1:7", "name: expected a string, found 3"),
-        ("name: x\nseed: '1'\n", "2:7", "seed: expected a integer, found the text '1'"),
+        ("name: x\nseed: '1'\n", "2:7", "seed: expected a whole number, found the text '1'"),
         ("name: x\nseed: true\n", "2:7", "found true"),
         ("name: x\nrate: .inf\n", "2:7", "rate: expected a number"),
         ("name: x\nengines:\n  a: {kind: torhc}\n", "3:13", "(did you mean 'torch'?)"),

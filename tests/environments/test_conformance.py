@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from envfarm.registry import default_registry
+from envfarm.session import local_session
+from envfarm.testing import agents
 from envfarm.testing.check_env import CHECKS, NOT_FOR_GAMES, check_env
 
 SHIPPED = default_registry().ids()
@@ -38,3 +40,15 @@ def test_a_shipped_environment_is_rich_enough(name: str) -> None:
     assert len(spec.axes) >= 3 and len(spec.ladder) >= 3
     assert {"train", "validation", "heldout"} <= set(spec.splits)
     assert spec.splits["heldout"].where != spec.splits["train"].where, "held-out instances differ in kind"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.box] if n.startswith("coding/") else []) for n in SHIPPED if "kuhn" not in n]
+)
+def test_the_top_of_the_ladder_takes_the_oracle_eight_calls(name: str) -> None:
+    spec = default_registry().get(name)
+    session, top = local_session(spec), {"rung": len(spec.ladder) - 1}
+    instances = [spec.instance(split, i, top) for split in ("train", "heldout") for i in range(3)]
+    calls = [len(agents.play(session, instance, agents.oracle).actions) for instance in instances]
+    session.close()
+    assert min(calls) >= 8, calls

@@ -46,6 +46,7 @@ def test_the_oracle_solves_and_leaves_steps_but_no_tokens() -> None:
     assert episode.nodes == [] and [s.seat for s in episode.steps] == ["agent"] * len(episode.steps)
     assert episode.steps[0].observation.startswith("Reach") and episode.steps[-1].reward == {"agent": 1.0}
     assert [t["name"] for t in episode.tools] == ["add"]
+    assert episode.error == "", "a blank episode reads as called off, one that came to its end does not"
 
 
 def test_the_first_observation_and_every_later_one_are_in_the_tokens() -> None:

@@ -12,7 +12,8 @@ from envfarm.registry import Registry
 from rollout.build import ModelFolder, build_policies, make_renderer
 from rollout.policies import ChatPolicy, ScriptedPolicy
 from rollout.requests import EnvChoice, choose, draw_groups
-from rollout.run import RolloutFile, read_run, resolve
+from rollout.run import RolloutFile, read_run
+from rollout.run_check import resolve
 from rollout.types import SamplingParams
 from tests.rollout.scenes import COUNT, NIM, CharTokenizer
 
@@ -91,6 +92,9 @@ def test_the_upper_half_is_read_past(tmp_path: Path) -> None:
         ("max_in_flight: 32", "max_inflight: 32", "11:23", "did you mean 'max_in_flight'?"),
         ("temperature: 0.5", "temperature: -1", "12:25", "greater than or equal to 0"),
         ("envfarm: 1", "envfarm: 2", "1:10", "expected 1"),
+        ("seed: 3", "backend: dockr", "3:10", "no backend 'dockr'"),
+        ("seed: 3", "ray: {}", "3:1", "`ray:` is not implemented yet"),
+        ("seed: 3", "adapt: {}", "3:1", "`adapt:` is not implemented yet"),
         ("model: tiny, trainable: true}", "model: tiny}", "10:22", "the seat 'agent' has no policy"),
     ],
 )

@@ -333,19 +333,20 @@ def test_one_changed_value_is_found_and_named(
             list(Store.open(sealed).episodes())
 
 
-def test_a_damaged_segment_leaves_the_others_readable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", ["episodes", "steps", "nodes", "branches", "rewards", "blobs"])
+def test_a_damaged_segment_leaves_the_others_readable(tmp_path: Path, table: str) -> None:
     store = Store.create(tmp_path / "s")
     for number, episode in enumerate(EPISODES):
         store.append(episode)
         if number == 3:
             store.seal()
     store.close()
-    file = tmp_path / "s" / "segments" / "000001" / "episodes.parquet"
+    file = tmp_path / "s" / "segments" / "000001" / f"{table}.parquet"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(StoreError, match=r"000001/episodes.parquet is damaged.*untouched"):
-        Store.open(tmp_path / "s")
+    with pytest.raises(StoreError, match=rf"000001/{table}.parquet is damaged.*untouched"):
+        list(Store.open(tmp_path / "s").episodes())
     rest = Store.open(tmp_path / "s", salvage=True)
     assert same(list(rest.episodes()), EPISODES[4:]) and len(rest.damages) == 1
     file.unlink()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from envfarm.errors import RunFileError
@@ -60,9 +61,12 @@ def kill_after(run_file: Path, out: Path, line: str) -> None:
             break
     else:
         pytest.fail(f"the run ended before {line!r}:\n{''.join(seen)}")
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family, "workers were at work"
     process.send_signal(signal.SIGKILL)
     process.stdout.close()
     assert process.wait() == -signal.SIGKILL
+    assert not psutil.wait_procs(family, timeout=20)[1], "a worker outlived its trainer"
 
 
 def trained_slots(store: Path) -> Counter[tuple[str, int, int, int]]:
@@ -94,6 +98,29 @@ def series(run_dir: Path, key: str) -> list[tuple[str, int, str, float]]:
     return sorted((r["stage"], r["step"], r["kind"], r[key]) for r in read(run_dir) if key in r)
 
 
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_process_and_no_directory(
+    run_file: Callable[..., Path], tmp_path: Path, toys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    process = start(run_file(), tmp_path / "out")
+    assert process.stdout is not None
+    next(line for line in process.stdout if "imitation: 16/" in line)
+    family = psutil.Process(process.pid).children(recursive=True)
+    for _ in range(5):  # as impatient people do: what the first began is not broken into
+        process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() == 130 and "the same command goes on from the last checkpoint" in rest, rest
+    assert "Traceback" not in rest
+    assert family and not psutil.wait_procs(family, timeout=20)[1]
+    assert list(scratch.iterdir()) == []
+    found = Checkpoints(tmp_path / "out").latest()
+    assert found is not None and found[0].stage == 2, "the logs and the untrained policy's evaluation are done with"
+
+
 def test_a_second_trainer_is_refused_and_names_the_first(run_file: Callable[..., Path], tmp_path: Path, toys: Path) -> None:
     file = run_file()
     with RunLock(tmp_path / "out"):
@@ -113,6 +140,16 @@ def test_a_run_directory_of_another_run_file_is_refused(run_file: Callable[..., 
     assert begin(first, tmp_path / "out", checkpoints).incarnation == 1
     with pytest.raises(RunFileError, match="another run file"):
         begin(other, tmp_path / "out", checkpoints)
+
+
+def test_a_file_in_place_of_a_run_directory_is_refused(run_file: Callable[..., Path], toys: Path) -> None:
+    file = run_file()
+    with (
+        pytest.raises(RunFileError, match=r"run\.yaml cannot be this run's directory: File exists; give another `output`"),
+        RunLock(file),
+    ):
+        pass
+    assert file.read_text().startswith("envfarm: 1"), "it is left as it was"
 
 
 def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path) -> None:

@@ -205,7 +205,6 @@ def test_nothing_is_left_of_an_owner_that_is_killed() -> None:
     owner.kill()
     owner.wait()
     assert all(wait_gone(pid) for pid in family)
-    lifetime.sweep()
     assert not Path(told["dir"]).exists()
 
 
