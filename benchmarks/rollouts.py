@@ -28,10 +28,11 @@ from envfarm.spec import EnvSpec, load_spec
 from rollout.engines.base import Capabilities, Generation
 from rollout.engines.openai import OpenAIEngine
 from rollout.inprocess import LocalPool
+from rollout.plan import RunPlan
 from rollout.policies import ChatPolicy, EnginePolicy, Policy
 from rollout.renderers.compact import CompactRenderer
 from rollout.requests import EnvChoice, draw_groups
-from rollout.scheduler import Rollouts, RunPlan
+from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.tokenizers import BPETokenizer
 from rollout.types import PolicyVersion, SamplingParams

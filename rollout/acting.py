@@ -15,9 +15,10 @@ from envfarm.registry import Registry
 from envfarm.spec import EnvSpec
 from envfarm.worker.pool import WorkerPool
 from rollout.build import ModelFolder, build_policies, chat_policy, embedded_engine
+from rollout.plan import RunPlan
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
 from rollout.run import EngineEntry, PolicyEntry
-from rollout.scheduler import Rollouts, RunPlan
+from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import PolicyVersion
 

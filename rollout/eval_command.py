@@ -18,9 +18,10 @@ from rollout import interrupt
 from rollout.acting import console_for, named_policies, policy_folder, progress_bar, specs_of, with_rollouts
 from rollout.build import engine_class, opponents
 from rollout.evaluate import EvalResult, evaluate
+from rollout.plan import RunPlan
 from rollout.requests import EnvChoice
 from rollout.run import SELF, EngineEntry
-from rollout.scheduler import Rollouts, RunPlan
+from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import SamplingParams
 

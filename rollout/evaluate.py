@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from rollout.plan import GroupRequest
 from rollout.requests import EnvChoice
-from rollout.scheduler import GroupRequest, Rollouts
+from rollout.scheduler import Rollouts
 from rollout.types import Episode, Group, SamplingParams
 
 Z95 = 1.959963984540054

@@ -8,7 +8,7 @@ from typing import Any
 
 from envfarm.seeding import derive_seed
 from envfarm.spec import EnvSpec
-from rollout.scheduler import GroupRequest
+from rollout.plan import GroupRequest
 from rollout.types import SamplingParams
 
 

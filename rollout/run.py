@@ -19,9 +19,9 @@ from pydantic import Field
 from envfarm.errors import RunFileError
 from envfarm.spec import EnvSpec
 from envfarm.yaml_source import FileModel, Source, parse_model, read_yaml
+from rollout.plan import RunPlan
 from rollout.policies import ScriptedPolicy
 from rollout.requests import EnvChoice
-from rollout.scheduler import RunPlan
 from rollout.types import SamplingParams
 
 SELF = "self"

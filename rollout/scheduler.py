@@ -14,60 +14,21 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import msgspec
 
 from envfarm.errors import EpisodeError, RunHaltedError
-from envfarm.spec import EnvSpec, Instance
+from envfarm.spec import Instance
 from rollout.engines.base import SeveralPolicies
 from rollout.episode import Terms, run_episode
 from rollout.permits import Lease, Permits
+from rollout.plan import GroupRequest, RunPlan, Slot
 from rollout.policies import AsyncSession, ChatPolicy, EnginePolicy, Policy
-from rollout.types import Episode, Group, PolicyVersion, SamplingParams, StopReason
+from rollout.types import Episode, Group, PolicyVersion, StopReason
 
 MIN_ERRORS_TO_HALT = 8
 """Fewer failed episodes than this never halt a run, whatever their share."""
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What the scheduler needs of a run: picklable, built from a run file (`rollout.run.RolloutFile.plan`)."""
-
-    run: str
-    seed: int
-    specs: Mapping[str, EnvSpec]
-    max_in_flight: int = 64
-    retries: int = 2  # further attempts after an infra error
-    error_budget: float = 0.25  # share of failed episodes that halts the run
-    token_budget: int = 0  # sampled tokens per seat and episode; 0 is none
-
-
-@dataclass(frozen=True)
-class GroupRequest:
-    """`size` episodes of one instance. `(stage, step, index)` names it within the run, once."""
-
-    env: str
-    instance: Instance
-    size: int
-    stage: str
-    step: int
-    index: int
-    seats: Mapping[str, str]  # role -> name of a policy
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    split: str = "train"
-    seed_key: tuple[str | int, ...] = ()
-    """What sampling seeds depend on instead of `(stage, step, index)`: evaluations name the instance, so that one
-    is sampled alike whichever run or stage asks."""
-
-    @property
-    def id(self) -> str:
-        return f"{self.stage}/{self.step}/{self.index}"
-
-    @property
-    def seeded_by(self) -> tuple[str | int, ...]:
-        return self.seed_key or (self.stage, self.step, self.index)
 
 
 class Pool(Protocol):
@@ -84,10 +45,6 @@ class Sink(Protocol):
     def append(self, episode: Episode) -> None: ...
     def find(self, slot: Slot, instance_hash: str, seats: Mapping[str, PolicyVersion]) -> Episode | None: ...
     def attempts(self, slot: Slot) -> int: ...
-
-
-Slot = tuple[str, int, int, int]
-"""`(stage, step, group index, member)`: one place in a run's dispatch order, filled by one finished episode."""
 
 
 class Rollouts:

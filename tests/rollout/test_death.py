@@ -13,9 +13,10 @@ from typing import Any
 
 from envfarm.registry import Registry
 from envfarm.worker.pool import WorkerPool
+from rollout.plan import RunPlan
 from rollout.policies import ScriptedPolicy
 from rollout.requests import EnvChoice, draw_groups
-from rollout.scheduler import Rollouts, RunPlan
+from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.store.check import check_store
 from rollout.types import Episode, Group, SamplingParams, StopReason

@@ -12,10 +12,11 @@ from envfarm.session import LocalSession, Turn
 from rollout.engines.base import Generation
 from rollout.episode import Terms, run_episode
 from rollout.inprocess import LocalAsyncSession
+from rollout.plan import GroupRequest
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
 from rollout.renderers.chatml import ChatMLRenderer
 from rollout.renderers.compact import CompactRenderer
-from rollout.scheduler import GroupRequest, blank_episode
+from rollout.scheduler import blank_episode
 from rollout.store.invariants import episode_findings
 from rollout.types import Episode, PolicyVersion, SamplingParams, StopReason
 from tests.rollout.scenes import COUNT, NIM, CharTokenizer, HashEngine, instance, make_session

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from envfarm.errors import InfraError
 from rollout.evaluate import EvalResult, Outcome, eval_requests, evaluate, paired, wilson
+from rollout.plan import RunPlan
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
 from rollout.renderers.compact import CompactRenderer
 from rollout.requests import EnvChoice
-from rollout.scheduler import Rollouts, RunPlan
+from rollout.scheduler import Rollouts
 from rollout.types import PolicyVersion, SamplingParams
 from tests.rollout.scenes import COUNT, NIM, SPECS, CharTokenizer, HashEngine, local_pool
 from tests.rollout.test_scheduler import FaultyPool

@@ -12,9 +12,10 @@ from envfarm.errors import InfraError, RunHaltedError, WorkerDied
 from envfarm.session import Turn
 from rollout.inprocess import LocalAsyncSession
 from rollout.permits import Permits
+from rollout.plan import GroupRequest, RunPlan
 from rollout.policies import EnginePolicy, ScriptedPolicy
 from rollout.renderers.compact import CompactRenderer
-from rollout.scheduler import GroupRequest, Rollouts, RunPlan
+from rollout.scheduler import Rollouts
 from rollout.types import Episode, Group, PolicyVersion, SamplingParams, StopReason
 from tests.rollout.scenes import COUNT, NIM, SPECS, CharTokenizer, HashEngine, instance, local_pool, make_session
 

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from envfarm.errors import StoreError
 from rollout.export.jsonl import write as export_jsonl
+from rollout.plan import GroupRequest, RunPlan
 from rollout.policies import EnginePolicy
 from rollout.renderers.compact import CompactRenderer
-from rollout.scheduler import GroupRequest, Rollouts, RunPlan
+from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.store.check import check_store
 from rollout.store.journal import frame, read_frames
