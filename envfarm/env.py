@@ -138,8 +138,7 @@ class Scene:
     def begin(self, instance: Instance, box: SyncBox | None = None) -> Blocks:
         """Start the episode of `instance`. Returns the first observation of `self.turn`."""
         self.instance, self.params, self.row, self.box = instance, dict(instance.params), instance.row, box
-        # Keyed by the seed alone: an axis changed by a setting changes what it means, not every other draw.
-        self.rng = generator("scene", instance.env, str(instance.seed if instance.row_key is None else instance.row_key))
+        self.rng = generator("scene", *instance.stream)
         self.turn: str = self.roles[0]
         """Whose turn it is."""
         self.turn_limit: int | None = None

@@ -135,7 +135,7 @@ class LocalSession:
         return self._as_text(self._guard(self.scene.oracle))
 
     def random(self, seed: int) -> str:
-        rng = generator("random agent", self.scene.instance.hash, seed)
+        rng = generator("random agent", *self.scene.instance.stream, seed)
         return self._as_text(self._guard(lambda: self.scene.random_action(rng)))
 
     def close(self) -> None:

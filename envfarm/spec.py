@@ -147,6 +147,12 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def hash(self) -> str:
         return stable_hash(msgspec.to_builtins(self))
 
+    @property
+    def stream(self) -> tuple[str, str]:
+        """What names its random streams: the environment and the seed (or row) alone. A setting, a channel or an edit
+        of the environment's code changes what a draw means, not every other draw."""
+        return self.env, str(self.seed if self.row_key is None else self.row_key)
+
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()
 

@@ -148,5 +148,4 @@ def is_name(source: str) -> bool:
 
 def fresh_rng(instance: Instance) -> SeededRng:
     """Keyed by the seed (or row) alone, as `Scene.rng` is: a setting narrows what is drawn, it does not draw anew."""
-    key = instance.seed if instance.row_key is None else instance.row_key
-    return SeededRng(generator("task", instance.env, str(key)))
+    return SeededRng(generator("task", *instance.stream))

@@ -20,6 +20,8 @@ GRACE_S = 5.0
 """How long a worker whose owner is gone may take to stop its boxes before it is killed."""
 
 _PREFIX = "envfarm-workers-"
+_MAX_BASE_BYTES = 70
+"""The kernel takes socket paths of up to 107 bytes; our part of one needs some 30."""
 _LOCK = "owner.lock"
 
 
@@ -56,7 +58,7 @@ class PrivateDir:
     def __init__(self) -> None:
         sweep()
         while True:
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_base()))
             self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             if (self.path / _LOCK).exists():
@@ -71,10 +73,16 @@ class PrivateDir:
             self._lock = -1
 
 
+def _base() -> Path:
+    """Where directories for sockets are made: the temporary folder, or `/tmp` where its path leaves a socket's no room."""
+    folder = tempfile.gettempdir()
+    return Path(folder if len(os.fsencode(folder)) <= _MAX_BASE_BYTES else "/tmp")
+
+
 def sweep() -> list[Path]:
     """Remove directories whose owner is dead; returns them. Leaves those of other users alone."""
     removed = []
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for path in _base().glob(f"{_PREFIX}*"):
         try:
             if path.stat().st_uid != os.getuid():
                 continue

@@ -88,7 +88,7 @@ class Kuhn(AECEnv):
     def oracle(self) -> Action:
         card = self._card(self.turn)
         chance = boldness(card, self.history, self.ante, self.bet_chips)
-        draw = generator("kuhn oracle", self.instance.hash, self.hand, self.turn, *self.history).random()
+        draw = generator("kuhn oracle", *self.instance.stream, self.hand, self.turn, *self.history).random()
         return ToolCall("play", {"move": options(self.history)[draw < chance]})
 
     def random_action(self, rng: np.random.Generator) -> Action:
