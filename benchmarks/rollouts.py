@@ -10,6 +10,7 @@ every episode made durable in a store.
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def main() -> None:
     spec = load_spec(HERE / "answer.yaml")
     with ExitStack() as stack:
         port = free_port()
-        url = start([str(HERE / "stub.py"), str(port)], port, stack) + "/v1"
+        url = start([sys.executable, str(HERE / "stub.py"), str(port)], port, stack) + "/v1"
         theirs, unlimited = peer(url, AT_ONCE, stack), peer(url, -1, stack)
 
         def through_the_server() -> float:
