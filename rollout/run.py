@@ -100,10 +100,6 @@ class PolicyEntry(FileModel):
         return self
 
     @property
-    def needs_engine(self) -> bool:
-        return self.scripted is None
-
-    @property
     def served(self) -> bool:
         """Whether it acts through a server of its own."""
         return self.engine is not None and self.model is None
