@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench report clean
+.PHONY: help install demo test test-vllm test-ray test-trainers faults lint bench report clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Create .venv and install envfarm with what demo and tests need
 
@@ -28,6 +28,18 @@ demo: $(STAMP) ## The main job: log, imitate, improve offline, improve online, e
 test: $(STAMP) ## All tests: unit, property, conformance, end to end
 	@$(BIN)/python -m pytest -n 2
 
+test-vllm: $(STAMP) ## Tests on a real vLLM, in an environment of its own
+	@$$($(BIN)/python -m tests.venvs vllm) -m pytest -m vllm
+
+test-ray: $(STAMP) ## Tests on a real Ray and RLlib, in an environment of their own
+	@$$($(BIN)/python -m tests.venvs ray) -m pytest -m ray
+
+test-trainers: $(STAMP) ## Tests against TRL, Tinker, verl and both interfaces of verifiers, each in its environment
+	@$$($(BIN)/python -m tests.venvs trl) -m pytest -m trl
+	@$$($(BIN)/python -m tests.venvs verl) -m pytest -m verl
+	@$$($(BIN)/python -m tests.venvs verifiers0) -m pytest -m verifiers0
+	@$$($(BIN)/python -m tests.venvs verifiers1) -m pytest -m verifiers1
+
 lint: $(STAMP) ## Style, types and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -38,4 +50,4 @@ report: $(STAMP) ## Build the HTML report of the demo run again
 	@$(BIN)/envfarm report runs/demo
 
 clean: ## Remove the environment and the demo run
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) .venvs runs/demo
