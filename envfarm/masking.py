@@ -12,7 +12,11 @@
     kernel name         what `uname` or `/proc/version` print
     unsorted listings   lines of commands with `find`, `ls -U`, `ls -f`, `du` or a recursive `grep` are sorted
 
-Everything else is compared byte for byte. The count that comes back is of original characters that were replaced or moved;
+Everything else is compared byte for byte, with one exception: processes that run side by side (`side_by_side`: a pipeline, a
+job in the background) and write to one stream are ordered by the kernel, piece by piece. Where their output differs, it is
+compared a second time without its order (`mask(..., unordered=True)`), and then counts as masked to its last character.
+
+The count that comes back is of original characters that were replaced or moved;
 its share of all output is printed wherever two runs are compared, because a mask that grows hides differences.
 """
 
@@ -60,8 +64,18 @@ _NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
 _CLOCK_COLUMN = re.compile(r"(?<![\w:.])\d{1,3}:\d{2}(?![\w:])")
 
 
-def mask(command: str, text: str) -> tuple[str, int]:
-    """The text as it is compared, and how many of its characters were replaced or moved."""
+_SIDE_BY_SIDE = re.compile(r"(?<![|>])\|(?!\|)|(?<![&><|])&(?![&>])|\|&|[<>]\(|\bxargs\b.*-P|\bcoproc\b")
+
+
+def side_by_side(command: str) -> bool:
+    """Whether a command may run processes at the same time: a pipe, `&`, a process substitution. Quotes are not looked at,
+    since a call's text quotes the whole command: rather too often than not at all."""
+    return _SIDE_BY_SIDE.search(command) is not None
+
+
+def mask(command: str, text: str, *, unordered: bool = False) -> tuple[str, int]:
+    """The text as it is compared, and how many of its characters were replaced or moved. `unordered` keeps only which
+    characters there are, and how often."""
     masked = 0
 
     def replace(name: str) -> Callable[[re.Match[str]], str]:
@@ -90,6 +104,8 @@ def mask(command: str, text: str) -> tuple[str, int]:
     if _UNSORTED.search(command):
         text, moved = _sorted_lines(text)
         masked += moved
+    if unordered:
+        return "".join(sorted(text)), len(text)
     return text, masked
 
 

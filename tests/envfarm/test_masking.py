@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envfarm.masking import mask
+from envfarm.masking import mask, side_by_side
 
 PAIRS = [
     (
@@ -80,3 +80,21 @@ def test_the_real_tools_of_this_machine(tmp_path: Path) -> None:
     seen = [subprocess.run(["ls", "-lR"], cwd=tmp_path / n, capture_output=True, text=True).stdout for n in ("one", "two")]
     assert seen[0] != seen[1]
     assert mask("ls -lR", seen[0])[0] == mask("ls -lR", seen[1])[0]
+
+
+@pytest.mark.parametrize("command", ["rm a | rm b", "make & ls", "a |& b", "diff <(a) <(b)", '{"command": "rm a | rm b"}', "a&b"])
+def test_processes_side_by_side_are_seen(command: str) -> None:
+    assert side_by_side(command)
+
+
+@pytest.mark.parametrize("command", ["rm a || rm b", "a && b", "ls 2>&1", "ls &>out", "cat >|f", "echo a; echo b"])
+def test_what_runs_one_after_the_other_is_not(command: str) -> None:
+    assert not side_by_side(command)
+
+
+@given(st.text("ab\n", max_size=60).flatmap(lambda t: st.tuples(st.just(t), st.permutations(t))))
+def test_without_its_order_output_still_has_the_same_characters(pair: tuple[str, list[str]]) -> None:
+    one, other = pair[0], "".join(pair[1])
+    assert mask("a | b", one, unordered=True) == mask("a | b", other, unordered=True)
+    assert mask("a | b", one + "c", unordered=True)[0] != mask("a | b", other, unordered=True)[0]
+    assert mask("a | b", one, unordered=True)[1] == len(one)

@@ -12,6 +12,7 @@ import pytest
 from envfarm.blocks import Output, Text
 from envfarm.errors import EnvironmentFault
 from envfarm.session import LocalSession, Turn
+from envfarm.tools import tool
 from rollout.inprocess import LocalAsyncSession
 from rollout.policies import EnginePolicy, ScriptedPolicy
 from rollout.renderers.compact import CompactRenderer
@@ -128,6 +129,41 @@ def test_command_output_is_compared_under_the_mask_and_other_text_is_not() -> No
     assert 0 < report.masked_share < 1
     Clock.now = "noon"
     assert not replay(episode, make=session).same
+
+
+class Sink(Count):
+    """Its tool prints what two processes of one pipeline wrote to one stream at once."""
+
+    now = "rm: rm: ab"
+
+    @tool
+    def run(self, command: str) -> Any:
+        """Run a command.
+
+        command: what to run
+        """
+        return (Text(command), Output(self.now))
+
+
+def test_what_processes_wrote_at_once_is_compared_without_its_order_and_counted() -> None:
+    def session(env_id: str) -> LocalSession:
+        return LocalSession(COUNT, Sink(COUNT))
+
+    def played(command: str) -> Episode:
+        return play({"agent": learner(f"run {command}")}, index=2, session=LocalAsyncSession(session(COUNT.id)))
+
+    Sink.now = "rm: rm: ab"
+    piped, plain = played("rm a | rm b"), played("rm a b")
+    assert piped.steps[0].command_output
+    again = replay(piped, make=session)
+    assert again.same and again.masked_chars == 0  # equal to the letter: the order is not given away for nothing
+    Sink.now = "rm: arm: b"
+    assert not replay(plain, make=session).same
+    Sink.now = "rm: crm: b"
+    assert not replay(piped, make=session).same
+    Sink.now = "rm: arm: b"
+    report = replay(piped, make=session)
+    assert report.masked_chars > 0 and report.same
 
 
 def test_the_mask_keeps_to_its_spans() -> None:
