@@ -1,4 +1,4 @@
-"""Tests of other people's packages run in environments of their own (`tests/venvs.py`); elsewhere they are skipped, and say why."""
+"""Tests of other packages run in environments of their own (`tests/venvs.py`); elsewhere they are skipped, and say why."""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
 """Environments of packages that cannot share one: what `make test-vllm`, `make test-ray` and `make test-trainers` run in.
 
-    python -m tests.venvs vllm          # makes `.venvs/vllm` where it is missing or out of date; prints its interpreter
+    python -m tests.venvs vllm                        # makes `.venvs/vllm` where needed; prints its interpreter
+    python -m tests.venvs vllm -m pytest -m vllm      # the same, then runs its interpreter with these arguments
 
 Each is made by uv, out of uv's cache after the first time (seconds), and holds envfarm itself as an editable install.
-`docs/others.md` says why they cannot share one.
+`docs/trainers/README.md` says why they cannot share one. Where a package has no build for the platform, this says so and does
+nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ class Venv:
     packages: tuple[str, ...]
     constraints: Path | None = None
     pinned: Path | None = None
+    platforms: tuple[str, ...] = ()  # `system-machine`; empty is any
 
     @property
     def digest(self) -> str:
@@ -38,7 +42,10 @@ class Venv:
 VENVS = {
     # vLLM's own build for CPUs, without torchvision and triton, which break or burden it (a list without dependencies).
     "vllm": Venv(
-        ("-e", ".[test]", "ray[rllib]==2.60.0", "tensorboard>=2.18", "gguf>=0.17"), PINS / "vllm.txt", PINS / "vllm.txt"
+        ("-e", ".[test]", "ray[rllib]==2.60.0", "tensorboard>=2.18", "gguf>=0.17"),
+        PINS / "vllm.txt",
+        PINS / "vllm.txt",
+        ("Linux-x86_64",),
     ),
     "ray": Venv(("-e", ".[test,torch,ray]"), ROOT / "constraints.txt"),
     "trl": Venv(("-e", ".[test,torch,trl,tinker]"), ROOT / "constraints.txt"),
@@ -70,5 +77,18 @@ def make(name: str) -> Path:
     return python
 
 
+def unsupported(name: str) -> str:
+    """Why an environment cannot be made here; empty where it can."""
+    here = f"{platform.system()}-{platform.machine()}"
+    wanted = VENVS[name].platforms
+    return f"it has a build for {', '.join(wanted)}, this is {here}" if wanted and here not in wanted else ""
+
+
 if __name__ == "__main__":
-    print(make(sys.argv[1]))
+    if reason := unsupported(sys.argv[1]):
+        print(f"SKIPPED: {sys.argv[1]}: {reason}")
+        sys.exit(0)
+    interpreter = make(sys.argv[1])
+    if sys.argv[2:]:
+        os.execv(interpreter, [str(interpreter), *sys.argv[2:]])
+    print(interpreter)
