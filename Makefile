@@ -43,6 +43,9 @@ test-trainers: $(STAMP) ## Tests against TRL, Tinker, verl and both interfaces o
 lint: $(STAMP) ## Style, types and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+faults: $(STAMP) ## Kill everything once, and say in one table what was lost
+	@$(BIN)/python -m tests.faults
+
 bench: $(STAMP) ## Every benchmark in benchmarks/, each beside its peer
 	@$(BIN)/python -m benchmarks
 

@@ -22,6 +22,8 @@ from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.store.check import check_store
 from rollout.types import Episode, SamplingParams, StopReason
+from tests.faults import record
+from tests.rollout.test_death import counts
 
 pytestmark = pytest.mark.box
 
@@ -62,7 +64,8 @@ def test_kill_9_of_boxes_is_an_infra_error_that_is_run_again(tmp_path: Path) -> 
     with Store.create(tmp_path / "s") as store:
         episodes = asyncio.run(play(store, kill_once))
     undisturbed = asyncio.run(play(None, lambda *_: None))
-    assert watched and all(select.select([fd], [], [], 10)[0] for fd in watched)
+    left = sum(not select.select([fd], [], [], 10)[0] for fd in watched)
+    assert watched and not left
     for fd in watched:
         os.close(fd)
     assert [(e.instance_hash, e.steps, e.reward) for e in episodes] == [(e.instance_hash, e.steps, e.reward) for e in undisturbed]
@@ -71,3 +74,4 @@ def test_kill_9_of_boxes_is_an_infra_error_that_is_run_again(tmp_path: Path) -> 
     assert lost and all(e.stop is StopReason.INFRA_ERROR and e.reward == {} for e in lost)
     assert len(stored) == len(episodes) + len(lost)
     assert check_store(tmp_path / "s")[0] == []
+    record("box", counts(stored, {e.id for e in episodes}, left))

@@ -101,10 +101,10 @@ def test_store_check_finds_a_flipped_value(store: Path, tmp_path: Path, capsys: 
 
 
 def test_export_to_jsonl_gives_every_episode_back(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "sub" / "episodes.jsonl"
-    assert answer(capsys, "export", "--to", "jsonl", store, out)["records"] == 12
-    assert list(read(out)) == list(Store.open(store).episodes())
-    assert command("export", "--to", "jsnol", store, out) == 2
+    out = tmp_path / "sub" / "out"
+    assert answer(capsys, "export", "--to", "jsonl", store, "--output", out)["records"] == 12
+    assert list(read(out / "episodes.jsonl")) == list(Store.open(store).episodes())
+    assert command("export", "--to", "jsnol", store, "--output", out) == 2
     assert "did you mean 'jsonl'" in capsys.readouterr().err
 
 
@@ -179,7 +179,7 @@ def test_a_run_file_rolls_out_with_a_policy_in_the_learners_seat(tmp_path: Path,
         (["replay", "."], "is not a store"),
         (["store", "check", "nowhere"], "is not a store: no such directory"),
         (["store", "info", "."], "is not a store"),
-        (["export", ".", "x"], "is not a store"),
+        (["export", ".", "--output", "x"], "is not a store"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from envfarm.registry import Registry
 from envfarm.worker.pool import WorkerPool
 from rollout.plan import RunPlan
@@ -20,6 +22,7 @@ from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.store.check import check_store
 from rollout.types import Episode, Group, SamplingParams, StopReason
+from tests.faults import Counts, record
 
 ROOT = Path(__file__).parents[2]
 LAMP = Registry([ROOT / "tests" / "toy"]).get("toy/lamp-v0")
@@ -65,6 +68,16 @@ def test_kill_9_of_a_worker_is_an_infra_error_that_is_run_again(tmp_path: Path) 
     assert lost and all(e.stop is StopReason.INFRA_ERROR and e.reward == {} for e in lost)
     assert len(stored) == len(episodes) + len(lost)
     assert check_store(tmp_path / "s")[0] == []
+    record("worker", counts(stored, {e.id for e in episodes}, psutil.pid_exists(killed[0])))
+
+
+def counts(stored: list[Episode], finished: set[str], processes: int) -> Counts:
+    """What `make faults` prints; `finished` are the ids of what had ended."""
+    fine = [(e.stage, e.step, e.index, e.member) for e in stored if e.ok]
+    return Counts(
+        finished=len(finished), lost=len(finished - {e.id for e in stored}), twice=len(fine) - len(set(fine)),
+        zeroed=sum(bool(e.reward) for e in stored if not e.ok), processes=processes,
+    )  # fmt: skip
 
 
 SCHEDULER = """
@@ -91,7 +104,8 @@ def test_kill_9_of_the_scheduler_leaves_its_finished_episodes_and_no_worker(tmp_
     lines += [line.split() for line in process.stdout if line.endswith("\n")]
     process.wait()
     process.stdout.close()
-    assert select.select([worker], [], [], 20.0)[0], "the worker dies with its scheduler"
+    gone = bool(select.select([worker], [], [], 20.0)[0])
+    assert gone, "the worker dies with its scheduler"
     os.close(worker)
     with Store.open(tmp_path / "s", write=True) as store:
         finished = {e.id for e in store.episodes()}
@@ -102,3 +116,4 @@ def test_kill_9_of_the_scheduler_leaves_its_finished_episodes_and_no_worker(tmp_
     slots = [(e.stage, e.step, e.index, e.member) for e in stored]
     assert len(slots) == len(set(slots)), "each slot was played into the store once"
     assert check_store(tmp_path / "s")[0] == []
+    record("scheduler", counts(stored, {line[0] for line in lines}, not gone))

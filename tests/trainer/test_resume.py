@@ -18,6 +18,7 @@ import pytest
 from envfarm.errors import RunFileError
 from rollout.run import read_run
 from rollout.store import Store
+from tests.faults import Counts, record
 from trainer.checkpoint import Checkpoints, RunLock, RunState, meaning
 from trainer.metrics import read
 from trainer.run import RunFile
@@ -51,7 +52,8 @@ def finish(run_file: Path, out: Path) -> dict[str, Any]:
     return json.loads((out / "summary.json").read_text())
 
 
-def kill_after(run_file: Path, out: Path, line: str) -> None:
+def kill_after(run_file: Path, out: Path, line: str) -> int:
+    """How many processes were left; there is none, or this fails."""
     process = start(run_file, out)
     assert process.stdout is not None
     seen = []
@@ -66,7 +68,9 @@ def kill_after(run_file: Path, out: Path, line: str) -> None:
     process.send_signal(signal.SIGKILL)
     process.stdout.close()
     assert process.wait() == -signal.SIGKILL
-    assert not psutil.wait_procs(family, timeout=20)[1], "a worker outlived its trainer"
+    left = len(psutil.wait_procs(family, timeout=20)[1])
+    assert not left, "a worker outlived its trainer"
+    return left
 
 
 def trained_slots(store: Path) -> Counter[tuple[str, int, int, int]]:
@@ -78,8 +82,7 @@ def trained_slots(store: Path) -> Counter[tuple[str, int, int, int]]:
 def test_killed_at_every_stage_it_ends_with_the_same_weights(run_file: Callable[..., Path], tmp_path: Path, toys: Path) -> None:
     file = run_file()
     undisturbed = finish(file, tmp_path / "undisturbed")
-    for line in KILL_AFTER:
-        kill_after(file, tmp_path / "killed", line)
+    left = sum(kill_after(file, tmp_path / "killed", line) for line in KILL_AFTER)
     killed = finish(file, tmp_path / "killed")
 
     assert killed["checksums"] == undisturbed["checksums"]
@@ -90,6 +93,9 @@ def test_killed_at_every_stage_it_ends_with_the_same_weights(run_file: Callable[
     slots = trained_slots(tmp_path / "killed" / "store")
     assert slots == trained_slots(tmp_path / "undisturbed" / "store"), "each slot was filled once, none is missing"
     assert max(slots.values()) == 1
+    missing = trained_slots(tmp_path / "undisturbed" / "store") - slots
+    twice = sum(n - 1 for n in slots.values()) + (killed["counters"] != undisturbed["counters"])
+    record("trainer", Counts(len(slots), lost=missing.total(), twice=twice, zeroed=0, processes=left))
     for key in ("loss", "success"):
         assert series(tmp_path / "killed", key) == series(tmp_path / "undisturbed", key)
 

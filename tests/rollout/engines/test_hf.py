@@ -22,6 +22,7 @@ def llama(seed: int, tie: bool = True) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tie, initializer_range=0.3,
+        attention_bias=True,  # which our own decoder has not
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)

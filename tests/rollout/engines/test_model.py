@@ -121,8 +121,8 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         Decoder.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(CapabilityError, match="'llama', not 'qwen3'"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(CapabilityError, match="'gpt2', not 'qwen3' or 'llama'"):
         Decoder.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(TIED.to_hf()))
     with pytest.raises(UserError, match=r"model\.safetensors"):
