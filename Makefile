@@ -29,16 +29,16 @@ test: $(STAMP) ## All tests: unit, property, conformance, end to end
 	@$(BIN)/python -m pytest -n 2
 
 test-vllm: $(STAMP) ## Tests on a real vLLM, in an environment of its own
-	@$(BIN)/python -m tests.venvs vllm -m pytest -m vllm
+	@$(BIN)/python -m tests.venvs vllm pytest
 
 test-ray: $(STAMP) ## Tests on a real Ray and RLlib, in an environment of their own
-	@$(BIN)/python -m tests.venvs ray -m pytest -m ray
+	@$(BIN)/python -m tests.venvs ray pytest
 
 test-trainers: $(STAMP) ## Tests against TRL, Tinker, verl and both interfaces of verifiers, each in its environment
-	@$(BIN)/python -m tests.venvs trl -m pytest -m trl
-	@$(BIN)/python -m tests.venvs verl -m pytest -m verl
-	@$(BIN)/python -m tests.venvs verifiers0 -m pytest -m verifiers0
-	@$(BIN)/python -m tests.venvs verifiers1 -m pytest -m verifiers1
+	@$(BIN)/python -m tests.venvs trl pytest
+	@$(BIN)/python -m tests.venvs verl pytest
+	@$(BIN)/python -m tests.venvs verifiers0 pytest
+	@$(BIN)/python -m tests.venvs verifiers1 pytest
 
 lint: $(STAMP) ## Style, types and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -1,11 +1,14 @@
 """What it costs to have a session: started by a fork of a warm worker, forked from a live one, in the event loop.
 
 The clock runs from the request to the first observation, over the worker's socket, so it includes the fork, the
-environment's reset in the new process and both ways. The rows about boxes come from `benchmarks.boxes`.
+environment's reset in the new process and both ways. Starts one right after the other outrun the spare processes that a
+worker keeps, so they include the making of one; a start after a pause, as between episodes, takes one that waits. The rows
+about boxes come from `benchmarks.boxes`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +22,7 @@ from envfarm.worker.pool import WorkerPool
 
 HERE = Path(__file__).parent
 STARTS = 200
+PAUSE_S = 0.02
 
 
 async def milliseconds() -> dict[str, float]:
@@ -26,7 +30,7 @@ async def milliseconds() -> dict[str, float]:
     forked, shared = load_spec(HERE / "echo" / "echo_process.yaml"), load_spec(HERE / "echo" / "echo.yaml")
     pool = WorkerPool([forked, shared])
     await pool.start()
-    times: dict[str, list[float]] = {"process": [], "fork": [], "shared": []}
+    times: dict[str, list[float]] = {"process": [], "fork": [], "shared": [], "spare": []}
     try:
         for spec, name in ((forked, "process"), (shared, "shared")):
             session = await pool.session(spec.id)
@@ -40,6 +44,13 @@ async def milliseconds() -> dict[str, float]:
                     times["fork"].append(time.perf_counter() - start)
                     await branch.close()
             await session.close()
+        session = await pool.session(forked.id)
+        for index in range(STARTS + 5):
+            await asyncio.sleep(PAUSE_S)
+            start = time.perf_counter()
+            await session.reset(forked.instance("train", index))
+            times["spare"].append(time.perf_counter() - start)
+        await session.close()
     finally:
         await pool.close()
     return {name: 1e3 * statistics.median(values[5:]) for name, values in times.items()}
@@ -49,6 +60,7 @@ def session_rows() -> list[Row]:
     found = uvloop.run(milliseconds())
     return [
         row("session start: fork of a warm worker", found["process"], goal="<=3", unit="ms"),
+        row("the same after a pause, with a spare ready", found["spare"], unit="ms"),
         row("fork of a live session", found["fork"], unit="ms"),
         row("session start in the event loop", found["shared"], unit="ms"),
     ]

@@ -32,16 +32,7 @@ from envfarm.blocks import Block, Blocks, as_blocks
 from envfarm.box import SyncBox
 from envfarm.errors import VerifierFault
 from envfarm.seeding import generator
-from envfarm.tools import (
-    Action,
-    Malformed,
-    ToolCall,
-    ToolError,
-    ToolSpec,
-    check_arguments,
-    parse_text,
-    tools_of,
-)
+from envfarm.tools import Action, ToolCall, ToolError, ToolSpec, parse_text, tools_of
 
 if TYPE_CHECKING:
     from envfarm.spec import EnvSpec, Instance
@@ -152,13 +143,10 @@ class Scene:
         return as_blocks(self.observe(role))
 
     def call(self, call: ToolCall) -> Blocks:
-        """Run a tool for `self.turn`. Raises: Malformed for what is no call of a visible tool."""
-        spec = self.tools.get(call.name)
-        if spec is None:
-            raise Malformed(f"Unknown action {call.name!r}. Actions: {'; '.join(t.signature for t in self.tools.values())}")
-        arguments = check_arguments(spec, call.arguments)
+        """Run a tool for `self.turn`. `call` names a visible one, with right arguments: it is `envfarm.tools.as_call`'s.
+        Raises: Malformed where the tool itself finds the call to be none."""
         try:
-            return as_blocks(getattr(self, call.name)(**arguments))
+            return as_blocks(getattr(self, call.name)(**call.arguments))
         except ToolError as error:
             return as_blocks(str(error))
 

@@ -17,7 +17,7 @@ from envfarm.blocks import Blocks, Text
 from envfarm.box import SyncBox
 from envfarm.errors import EnvironmentFault, EpisodeError, UserError, VerifierFault
 from envfarm.seeding import generator
-from envfarm.tools import Action, Malformed, ToolSpec, check_encodable, parse_text, to_text
+from envfarm.tools import Action, Malformed, ToolSpec, as_call, to_text
 
 if TYPE_CHECKING:
     from envfarm.env import Scene
@@ -115,8 +115,7 @@ class LocalSession:
         actor = scene.turn
         self._turns += 1
         try:
-            check_encodable(action)
-            call = parse_text(action, scene.tools, scene.text_tool) if isinstance(action, str) else action
+            call = as_call(action, scene.tools, scene.text_tool)
             blocks = self._guard(lambda: scene.call(call))
         except Malformed as error:
             blocks, malformed = (Text(str(error)),), True

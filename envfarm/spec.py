@@ -23,7 +23,7 @@ from envfarm.seeding import stable_hash
 
 __all__ = [
     "Axis", "EnvSpec", "Instance", "Limits", "Reward", "Role", "RowsFile", "Sandbox", "Split", "TaskCheck", "TaskSpec",
-    "load_spec", "sample",
+    "ToolUse", "load_spec", "sample",
 ]  # fmt: skip
 
 
@@ -81,6 +81,13 @@ class TaskCheck(Part, frozen=True, kw_only=True):
     expr: str | None = None
 
 
+class ToolUse(Part, frozen=True, kw_only=True):
+    """A stock tool with options; one without is its name."""
+
+    name: str
+    options: dict[str, str] = {}
+
+
 class TaskSpec(Part, frozen=True, kw_only=True):
     """An environment without Python (`envfarm.task`). A text that ends in `.j2` names a template file of the folder."""
 
@@ -88,7 +95,7 @@ class TaskSpec(Part, frozen=True, kw_only=True):
     files: dict[str, str] = {}
     """Path in the box -> content; both are templates."""
     setup: str | None = None
-    tools: tuple[str, ...] = ("shell",)
+    tools: tuple[str | ToolUse, ...] = ("shell",)
     artifacts: tuple[str, ...] = (WORKDIR,)
     solution: str | None = None
     noise: str | None = None

@@ -11,6 +11,7 @@ import pydantic
 from pydantic import Field
 
 from envfarm.box import WORKDIR
+from envfarm.task import tools_schema
 from envfarm.yaml_source import FileModel
 
 ID = re.compile(r"([\w.-]+/)?[\w.-]+-v\d+")
@@ -115,11 +116,15 @@ class CheckFile(FileModel):
     expr: str | None = None
 
 
+ToolsFile = Annotated[list[Any], pydantic.WithJsonSchema(tools_schema())]
+"""Each a name, or a name with options: `envfarm.spec_task` says what is wrong with one."""
+
+
 class TaskFile(FileModel):
     prompt: str
     files: dict[str, str] = {}
     setup: str | None = None
-    tools: list[str] = Field(default=["shell"], min_length=1)
+    tools: ToolsFile = Field(default=["shell"], min_length=1)
     artifacts: list[str] = [WORKDIR]
     solution: str | None = None
     noise: str | None = None

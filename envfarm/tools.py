@@ -220,6 +220,17 @@ def parse_text(text: str, tools: Mapping[str, ToolSpec], text_tool: str | None =
     return ToolCall(word, check_arguments(spec, dict(zip(names, words, strict=False))))
 
 
+def as_call(action: Action, tools: Mapping[str, ToolSpec], text_tool: str | None = None) -> ToolCall:
+    """The call of a visible tool, with right arguments, that `action` is, as text or natively. Raises: Malformed."""
+    check_encodable(action)
+    if isinstance(action, str):
+        return parse_text(action, tools, text_tool)
+    spec = tools.get(action.name)
+    if spec is None:
+        raise Malformed(f"Unknown action {action.name!r}. Actions: {'; '.join(t.signature for t in tools.values())}")
+    return ToolCall(action.name, check_arguments(spec, action.arguments))
+
+
 def to_text(call: ToolCall, tools: Mapping[str, ToolSpec], text_tool: str | None = None) -> str:
     """The text that `parse_text` reads back as `call`; arguments in the order that is shown."""
     if call.name == text_tool:

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from envfarm.errors import UserError, did_you_mean
 from envfarm.registry import Registry
 from envfarm.spec import EnvSpec
-from envfarm.worker.pool import WorkerPool
-from rollout.build import ModelFolder, build_policies, chat_policy, embedded_engine
+from rollout.build import ABOUT, ModelFolder, about_of, build_policies, chat_policy, embedded_engine
+from rollout.models import CATALOG, is_model
+from rollout.places import EngineMaker, Place
 from rollout.plan import RunPlan
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
 from rollout.run import EngineEntry, PolicyEntry
@@ -59,44 +60,43 @@ def named_policy(text: str, name: str, *, engine: EngineEntry, renderer: str | N
         if not 0 <= value <= 1:
             raise UserError(f"--policy {text}: the share of random actions is {share!r}; expected a number from 0 to 1")
         return ScriptedPolicy(name, "oracle", value)
-    if not Path(text).exists():
+    if not Path(text).exists() and not is_model(text):
         raise UserError(
-            f"no policy {text!r}{did_you_mean(text, SCRIPTS)}: expected {', '.join(SCRIPTS)}, oracle:SHARE, a model folder "
-            "or a run directory"
+            f"no policy {text!r}{did_you_mean(text, [*SCRIPTS, *CATALOG])}: expected {', '.join(SCRIPTS)}, oracle:SHARE, a model "
+            "folder or a run directory, or a model by name (`envfarm models list`)"
         )
-    folder = policy_folder(Path(text))
+    folder = policy_folder(text)
     version = folder.version(name) or PolicyVersion(policy=name)
     return EnginePolicy(version, embedded_engine(engine, {name: folder}), folder.renderer(renderer))
 
 
 def named_policies(
     text: str, name: str, others: Mapping[str, PolicyEntry], *, engine: EngineEntry, renderer: str | None = None,
-    run_dir: Path = Path(),
+    run_dir: Path = Path(), make_engine: EngineMaker = embedded_engine,
 ) -> dict[str, Policy]:  # fmt: skip
     """What `--policy` names as `name`, and `others` beside it, all model folders on one engine. Raises: UserError."""
-    if engine.kind != "openai" and text not in SCRIPTS and Path(text).exists():
-        own = PolicyEntry(model=str(policy_folder(Path(text)).path), renderer=renderer)
-        return build_policies({name: own, **others}, engine, run_dir)
-    return {name: named_policy(text, name, engine=engine, renderer=renderer), **build_policies(others, engine, run_dir)}
+    if engine.kind != "openai" and text not in SCRIPTS and (Path(text).exists() or is_model(text)):
+        own = PolicyEntry(model=str(policy_folder(text).home), renderer=renderer)
+        return build_policies({name: own, **others}, engine, run_dir, make_engine)
+    alone = named_policy(text, name, engine=engine, renderer=renderer)
+    return {name: alone, **build_policies(others, engine, run_dir, make_engine)}
 
 
-def policy_folder(path: Path) -> ModelFolder:
-    """A model folder, or the newest policy that a run saved below `policies/`. Raises: UserError."""
-    saved = [ModelFolder.open(p.parent) for p in sorted(path.glob("policies/*/model.safetensors"))]
+def policy_folder(text: str | Path) -> ModelFolder:
+    """A model folder or a model by name, or the newest policy that a run saved below `policies/`. Raises: UserError."""
+    saved = sorted(p for p in Path(text).glob("policies/*") if (p / ABOUT).is_file())
     if not saved:
-        return ModelFolder.open(path)
-    return max(saved, key=lambda folder: folder.about.get("version", {}).get("number", 0))
+        return ModelFolder.open(text)
+    return ModelFolder.open(max(saved, key=lambda folder: about_of(folder).get("version", {}).get("number", 0)))
 
 
 async def with_rollouts(
-    plan: RunPlan, policies: dict[str, Policy], store: Store | None, backend: str, workers: int,
-    play: Callable[[Rollouts], Any],
-) -> Any:  # fmt: skip
-    pool = WorkerPool(list(plan.specs.values()), backend=backend, workers=workers)
+    plan: RunPlan, policies: dict[str, Policy], store: Store | None, place: Place, play: Callable[[Rollouts], Any]
+) -> Any:
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(pool.close)
-        await pool.start()
-        rollouts = await stack.enter_async_context(Rollouts(plan, pool, policies, store))
+        stack.push_async_callback(place.close)
+        await place.start()
+        rollouts = await stack.enter_async_context(Rollouts(plan, place, policies, store))
         return await play(rollouts)
 
 

@@ -1,4 +1,4 @@
-"""Commands of the rollout layer: rollout, eval, replay, store check, store info, export. Light: work is imported late."""
+"""Commands of the rollout layer: rollout, eval, replay, export, store, models. Light: work is imported late."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from rollout.models_command import models_app
+
 app = typer.Typer(no_args_is_help=True)
 store_app = typer.Typer(no_args_is_help=True, help="Look into stores of episodes.")
 app.add_typer(store_app, name="store")
+app.add_typer(models_app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")]
 Salvage = Annotated[bool, typer.Option(help="Leave damaged parts out instead of refusing the store.")]
@@ -91,16 +94,20 @@ def replay(
 @app.command()
 def export(
     store: Annotated[Path, typer.Argument(help="A store, or a run directory that holds one.")],
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; it must be new or empty.")],
     to: Annotated[str, typer.Option(help="The format; `jsonl` is one episode per line.")] = "jsonl",
     stage: Annotated[str | None, typer.Option(help="Only episodes of this stage.")] = None,
+    env: Annotated[str | None, typer.Option(help="Only episodes of this environment (its whole id).")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Only rows that this policy sampled; default: all that were sampled.")
+    ] = None,
     salvage: Salvage = False,
     json_: Json = False,
 ) -> None:
     """Write a store's episodes in a format of others."""
     from rollout.store_commands import run_export
 
-    run_export(store, out, to=to, stage=stage, salvage=salvage, as_json=json_)
+    run_export(store, output, to=to, stage=stage, env=env, policy=policy, salvage=salvage, as_json=json_)
 
 
 @store_app.command()

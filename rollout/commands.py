@@ -18,6 +18,7 @@ from envfarm.spec import EnvSpec
 from rollout import interrupt
 from rollout.acting import console_for, named_policies, named_policy, progress_bar, specs_of, with_rollouts
 from rollout.build import build_policies
+from rollout.places import Place, engine_maker, make_place
 from rollout.policies import Policy
 from rollout.requests import EnvChoice, draw_groups
 from rollout.run import RolloutFile, read_run
@@ -35,9 +36,10 @@ class Job:
     specs: dict[str, EnvSpec]
     policies: dict[str, Policy]
     choices: list[EnvChoice]
+    place: Place
 
 
-def job_of_file(path: Path, policy: str | None, registry: Registry) -> Job:
+def job_of_file(path: Path, policy: str | None, registry: Registry, backend: str | None, workers: int | None) -> Job:
     """A run file's; `policy` acts in the learner's place. Raises: RunFileError, UserError."""
     run, source = read_run(path, RolloutFile)
     specs = resolve(run, source, registry)
@@ -45,14 +47,18 @@ def job_of_file(path: Path, policy: str | None, registry: Registry) -> Job:
     own = {name: entry for name, entry in run.policies.items() if policy is None or name != run.learner}
     seated = {name for c in choices for name in c.seats.values()}
     entries = {name: entry for name, entry in own.items() if name in seated}
+    place = make_place(run, specs, backend=backend, workers=workers)
+    maker = engine_maker(place)
     if policy is None:
-        policies = build_policies(entries, run.engine, run.folder)
+        policies = build_policies(entries, run.engine, run.folder, maker)
     else:
-        policies = named_policies(policy, run.learner, entries, engine=run.engine, run_dir=run.folder)
-    return Job(run, specs, policies, choices)
+        policies = named_policies(policy, run.learner, entries, engine=run.engine, run_dir=run.folder, make_engine=maker)
+    return Job(run, specs, policies, choices, place)
 
 
-def job_of_options(envs: Sequence[str], policy: str, rung: int | None, registry: Registry) -> Job:
+def job_of_options(
+    envs: Sequence[str], policy: str, rung: int | None, registry: Registry, backend: str | None, workers: int | None
+) -> Job:
     """One policy in every seat. Raises: UnknownIdError, UserError."""
     specs = specs_of(envs, registry)
     entries = [{"id": name} for name in specs]
@@ -60,7 +66,8 @@ def job_of_options(envs: Sequence[str], policy: str, rung: int | None, registry:
     run = RolloutFile.model_validate(said)
     setting = {} if rung is None else {"rung": rung}
     choices = [EnvChoice(s, dict.fromkeys(s.roles, "policy"), 1.0, setting) for s in specs.values()]
-    return Job(run, specs, {"policy": named_policy(policy, "policy", engine=run.engine)}, choices)
+    place = make_place(run, specs, backend=backend, workers=workers)
+    return Job(run, specs, {"policy": named_policy(policy, "policy", engine=run.engine)}, choices, place)
 
 
 def run_rollout(
@@ -74,9 +81,9 @@ def run_rollout(
     if (run_file is None) == (not envs):
         raise UserError("give a run file, or environments with --env (one of the two)")
     if run_file is not None:
-        job = job_of_file(run_file, policy, registry)
+        job = job_of_file(run_file, policy, registry, backend, workers)
     else:
-        job = job_of_options(envs, policy or "oracle", rung, registry)
+        job = job_of_options(envs, policy or "oracle", rung, registry, backend, workers)
     run = job.run
     plan = replace(run.plan(job.specs), seed=run.seed if seed is None else seed)
     requests = draw_groups(
@@ -85,9 +92,7 @@ def run_rollout(
     )  # fmt: skip
     folder = out if out is not None else run.folder / "rollouts"
     with Store.open_or_create(folder) as store, progress_bar(console, "episodes", len(requests) * group) as advance:
-        work = with_rollouts(
-            plan, job.policies, store, backend or run.backend, workers or run.workers, lambda r: _play(r, requests, advance)
-        )
+        work = with_rollouts(plan, job.policies, store, job.place, lambda r: _play(r, requests, advance))
         groups, reused = interrupt.run(work)
     _show_rollout(console, groups, reused, folder, as_json)
 

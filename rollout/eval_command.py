@@ -14,10 +14,12 @@ from rich.table import Table
 from envfarm.backends.local import backend_class
 from envfarm.errors import UserError, did_you_mean
 from envfarm.registry import Registry, default_registry
+from envfarm.worker.pool import WorkerPool
 from rollout import interrupt
 from rollout.acting import console_for, named_policies, policy_folder, progress_bar, specs_of, with_rollouts
 from rollout.build import engine_class, opponents
 from rollout.evaluate import EvalResult, evaluate
+from rollout.models import is_model
 from rollout.plan import RunPlan
 from rollout.requests import EnvChoice
 from rollout.run import SELF, EngineEntry
@@ -39,7 +41,7 @@ def run_eval(
         engine_class(engine)
     if engine == "openai" and url is None:
         raise UserError("--engine openai needs --url, e.g. http://127.0.0.1:8000/v1; POLICY is the model's name there")
-    folder = policy_folder(Path(policy)) if engine != "openai" and Path(policy).is_dir() else None
+    folder = policy_folder(policy) if engine != "openai" and is_model(policy) else None
     about = dict(folder.about) if folder is not None else {}
     own = about.get("evaluation", {})
     entry = EngineEntry(kind=engine, base_url=url, context=about.get("context"))
@@ -72,7 +74,8 @@ def run_eval(
 
     store = Store.open_or_create(out) if out is not None else None
     try:
-        results = interrupt.run(with_rollouts(plan, policies, store, backend, workers, play))
+        pool = WorkerPool(list(specs.values()), backend=backend, workers=workers)
+        results = interrupt.run(with_rollouts(plan, policies, store, pool, play))
     finally:
         if store is not None:
             store.close()

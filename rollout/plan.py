@@ -41,6 +41,9 @@ class GroupRequest:
     seed_key: tuple[str | int, ...] = ()
     """What sampling seeds depend on instead of `(stage, step, index)`: evaluations name the instance, so that one
     is sampled alike whichever run or stage asks."""
+    any_version: bool = False
+    """A finished episode that the store has will do, whatever weights played it: for training that takes the age of
+    every token where it is used (`rollout.feed`)."""
 
     @property
     def id(self) -> str:

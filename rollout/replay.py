@@ -18,8 +18,8 @@ from envfarm.errors import EpisodeError
 from envfarm.masking import mask, side_by_side
 from envfarm.session import Turn
 from envfarm.spec import EnvSpec, Instance
+from rollout.hosts import Pool
 from rollout.policies import AsyncSession
-from rollout.scheduler import Pool
 from rollout.types import Episode, RewardEntry
 
 Spans = tuple[tuple[int, int], ...]

@@ -43,7 +43,7 @@ def _van_der_corput(number: int) -> float:
 
 def draw_groups(
     choices: Sequence[EnvChoice], *, seed: int, stage: str, step: int, groups: int, size: int,
-    sampling: SamplingParams, split: str = "train", first: int = 0,
+    sampling: SamplingParams, split: str = "train", first: int = 0, any_version: bool = False,
 ) -> list[GroupRequest]:  # fmt: skip
     """`groups` requests of `size` episodes for one step. `first` is the index of the first group within the step:
     a step that draws again (dynamic sampling) goes on counting, so that no slot is used twice."""
@@ -62,6 +62,7 @@ def draw_groups(
                 seats=choice.seats,
                 sampling=sampling,
                 split=split,
+                any_version=any_version,
             )
         )
     return requests

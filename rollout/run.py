@@ -18,7 +18,9 @@ from pydantic import Field
 
 from envfarm.errors import RunFileError
 from envfarm.spec import EnvSpec
+from envfarm.spec_file import Size
 from envfarm.yaml_source import FileModel, Source, parse_model, read_yaml
+from rollout.engines.base import engine_keys
 from rollout.plan import RunPlan
 from rollout.policies import ScriptedPolicy
 from rollout.requests import EnvChoice
@@ -47,15 +49,48 @@ class OracleScript(FileModel):
 
 
 class EngineEntry(FileModel):
-    """`engine:`, of the run or of one policy."""
+    """`engine:`, of the run or of one policy. Which keys belong to which kind: `rollout.engines.base.ENGINE_KEYS`."""
 
     kind: str = "torch"
     max_in_flight: int = Field(default=64, ge=1)
     threads: int | None = Field(default=None, ge=1)
     context: int | None = Field(default=None, ge=1)  # tokens
-    base_url: str | None = None  # of a server, up to before `/chat/completions`
+    base_url: str | None = None  # of a server: `openai` up to before `/chat/completions`, `vllm` its root
     model: str | None = None  # as the server calls it
     api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the server's key
+    serve: bool = False  # vllm: a server of its own that we start and watch, instead of in this process
+    device: Literal["cpu", "cuda"] | None = None  # default: what the installed package is built for
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: as the model folder says
+    kv_cache: Size | None = None  # memory for keys and values
+    compile: bool = False  # slower to start, faster to sample
+    restarts: int = Field(default=3, ge=0)  # how often an engine that died is started again, with the weights that it had
+    transport: Literal["file", "nccl", "ipc"] | None = None  # how new weights reach it; default: as the device allows
+
+    def arguments(self) -> dict[str, Any]:
+        """What the engine's class is told besides models and versions."""
+        return {key: getattr(self, key) for key in engine_keys(self.kind)}
+
+    def unfitting(self) -> list[str]:
+        """Keys that were said and that this kind of engine does not know."""
+        return sorted(self.model_fields_set - {"kind", *engine_keys(self.kind)})
+
+
+class RayEntry(FileModel):
+    """`ray:`, where episodes are played by actors of a Ray cluster. What is asked for is of each actor."""
+
+    workers: int = Field(ge=1)  # actors; each has an engine and `workers` processes with sessions
+    address: str | None = Field(default=None, pattern=r"^(auto|(ray://)?[^/:\s]+:\d+)$")  # default: a cluster of our own, here
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    resources: dict[str, float] = {}
+    env: dict[str, str] = {}  # environment variables
+    object_store: Size = Field(default=1 << 30, ge=80 << 20)  # of a cluster of our own
+    start_timeout_s: float = Field(default=180.0, gt=0)  # until each has its place and answers
+
+    def asks(self) -> str:
+        """For error messages."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return ", ".join(f"{name} {amount:g}" for name, amount in asked.items() if amount)
 
 
 class ModelInit(FileModel):
@@ -67,6 +102,23 @@ class ModelInit(FileModel):
 def _named_or_spelled(value: Any) -> str:
     """Which member of a union a value is meant to be, so that errors are about that one."""
     return "spelled" if isinstance(value, (dict, pydantic.BaseModel)) else "named"
+
+
+class LoraEntry(FileModel):
+    """`lora:`, small factors beside some projections of every layer, in place of all weights."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)  # the change counts alpha / rank
+    targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+
+
+class TrainEntry(FileModel):
+    """`train:` of the trainable policy: which weights, and in which type its forward and backward compute."""
+
+    dtype: Literal["float32", "bf16"] = "float32"  # the optimizer's weights are float32 either way
+    lora: LoraEntry | None = None  # `{}` takes the defaults; left out, all weights are trained
 
 
 Model = Annotated[
@@ -84,6 +136,7 @@ class PolicyEntry(FileModel):
 
     model: Model | None = None
     trainable: bool = False
+    train: TrainEntry = TrainEntry()
     scripted: Scripted | None = None
     version: str | None = Field(default=None, pattern=r"^[^@]+@[A-Za-z0-9][A-Za-z0-9_-]*$")  # learner@STAGE or learner@NUMBER
     engine: EngineEntry | None = None
@@ -97,6 +150,8 @@ class PolicyEntry(FileModel):
             raise ValueError(f"a policy is exactly one of `model`, `scripted`, `version`, `engine`; found {said}")
         if self.trainable and self.model is None:
             raise ValueError(f"only a `model` can be trainable; this policy is given by `{given[0]}`")
+        if "train" in self.model_fields_set and not self.trainable:
+            raise ValueError("`train` says how a policy is trained; this one is not `trainable: true`")
         return self
 
     @property
@@ -132,6 +187,7 @@ class RolloutFile(FileModel):
     engine: EngineEntry = EngineEntry()
     backend: str = "bubblewrap"
     workers: int = Field(default=2, ge=1)
+    ray: RayEntry | None = None
     sampling: SamplingEntry = SamplingEntry()
     retries: int = Field(default=2, ge=0)
     error_budget: float = Field(default=0.25, ge=0, le=1)
@@ -191,7 +247,7 @@ def script_of(name: str, scripted: str | OracleScript) -> ScriptedPolicy:
 
 M = TypeVar("M", bound=RolloutFile)
 
-NOT_YET = ("adapt", "ray")
+NOT_YET = ("adapt",)
 """Keys of a run file that are designed and not there yet: refused by name."""
 
 UPPER_HALF = frozenset({"stages", "evaluate"})

@@ -13,16 +13,21 @@ from envfarm.errors import Location, RunFileError, UserError, did_you_mean
 from envfarm.registry import Registry
 from envfarm.spec import EnvSpec
 from envfarm.yaml_source import Source
-from rollout.run import SELF, RolloutFile
+from rollout.engines.base import ENGINE_KEYS, engine_keys
+from rollout.run import SELF, EngineEntry, RolloutFile
 
 
 def resolve(run: RolloutFile, source: Source, registry: Registry) -> dict[str, EnvSpec]:
     """The specs of the run's environments, by the ids that the run file uses.
 
     Raises: RunFileError with the place: an unknown id or setting, one named twice, a seat without a policy, a role or
-    policy that is not there, `version` of a policy that is not there, an unknown backend.
+    policy that is not there, a key that the engine does not know, `version` of a policy that is not there, an unknown backend.
     """
     _at(source.at("backend") if "backend" in source.data else source.at(), backend_class, run.backend)
+    _check_engine_keys(run.engine, source, ("engine",))
+    for name, policy in run.policies.items():
+        if policy.engine is not None:
+            _check_engine_keys(policy.engine, source, ("policies", name, "engine"))
     specs: dict[str, EnvSpec] = {}
     for index, entry in enumerate(run.environments):
         spec = _at(source.at("environments", index, "id"), registry.get, entry.id)
@@ -46,6 +51,21 @@ def _at(place: Location, call: Any, *args: Any) -> Any:
         return call(*args)
     except UserError as error:
         raise RunFileError(str(error), place) from error
+
+
+def _check_engine_keys(entry: EngineEntry, source: Source, at: tuple[str, ...]) -> None:
+    """A key that another kind of engine would know is refused: it would be read and do nothing."""
+    for key in entry.unfitting():
+        known = ", ".join(("kind", *engine_keys(entry.kind)))
+        takers = [kind for kind in ENGINE_KEYS if key in engine_keys(kind)]
+        hint = f"; it is for {' or '.join(takers)}" if takers else ""
+        raise RunFileError(
+            f"an engine of kind {entry.kind!r} takes no {key!r}{hint}. Known here: {known}", source.key_at(*at, key)
+        )
+    if entry.serve and entry.base_url is not None:
+        raise RunFileError(
+            "`serve: true` starts a server, `base_url` names one that runs: say one of them", source.key_at(*at, "serve")
+        )
 
 
 def _check_seats(run: RolloutFile, source: Source, specs: Mapping[str, EnvSpec]) -> None:

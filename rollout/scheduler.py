@@ -12,46 +12,38 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import msgspec
 
-from envfarm.errors import EpisodeError, RunHaltedError
-from envfarm.spec import Instance
-from rollout.engines.base import SeveralPolicies
-from rollout.episode import Terms, run_episode
+from envfarm.errors import RunHaltedError
+from rollout.engines.base import Probe, SeveralPolicies
+from rollout.episode import Terms
+from rollout.hosts import Here, Host, Pool
 from rollout.permits import Lease, Permits
 from rollout.plan import GroupRequest, RunPlan, Slot
-from rollout.policies import AsyncSession, ChatPolicy, EnginePolicy, Policy
+from rollout.policies import ChatPolicy, EnginePolicy, Policy
 from rollout.types import Episode, Group, PolicyVersion, StopReason
 
 MIN_ERRORS_TO_HALT = 8
 """Fewer failed episodes than this never halt a run, whatever their share."""
 
 
-class Pool(Protocol):
-    """Where sessions come from: `envfarm.worker.pool.WorkerPool`, or sessions in this process."""
-
-    async def session(self, env_id: str) -> AsyncSession:
-        """Raises: InfraError where no worker can be had."""
-        ...
-
-
 class Sink(Protocol):
     """What the scheduler needs of a store (`rollout.store.Store`)."""
 
     def append(self, episode: Episode) -> None: ...
-    def find(self, slot: Slot, instance_hash: str, seats: Mapping[str, PolicyVersion]) -> Episode | None: ...
+    def find(self, slot: Slot, instance_hash: str, seats: Mapping[str, PolicyVersion] | None) -> Episode | None: ...
     def attempts(self, slot: Slot) -> int: ...
 
 
 class Rollouts:
     """Plays groups. `policies` may be changed between runs; weights are changed by `publish`."""
 
-    def __init__(self, plan: RunPlan, pool: Pool, policies: Mapping[str, Policy], store: Sink | None = None):
-        self.plan, self.pool, self.store = plan, pool, store
+    def __init__(self, plan: RunPlan, place: Pool | Host, policies: Mapping[str, Policy], store: Sink | None = None):
+        self.plan, self.store = plan, store
+        self._host: Host = place if isinstance(place, Host) else Here(place)
         self.policies: dict[str, Policy] = dict(policies)
         self.reused = 0  # episodes that the store already had
         self._permits = Permits(plan.max_in_flight)
@@ -74,11 +66,13 @@ class Rollouts:
         for engine in self._engines():
             await engine.close()
 
-    async def publish(self, version: PolicyVersion, state: Any) -> None:
-        """Serve `version.policy` with new weights, and say so in every episode from now on."""
+    async def publish(self, version: PolicyVersion, state: Any, probe: Probe | None = None) -> None:
+        """Serve `version.policy` with new weights, and say so in every episode from now on. `probe` is for engines that
+        can be checked by one. Raises: ValueError where the engine refuses them, and goes on with the old ones."""
         policy = self.policies[version.policy]
         assert isinstance(policy, EnginePolicy), f"{version.policy} has no weights"
-        await policy.engine.update_weights(version, state)
+        asked = {"probe": probe} if probe is not None and policy.engine.capabilities.probes else {}
+        await policy.engine.update_weights(version, state, **asked)
         policy.version = version
 
     async def run(self, requests: Sequence[GroupRequest], progress: Callable[[Episode], None] | None = None) -> list[Group]:
@@ -105,6 +99,25 @@ class Rollouts:
             for future in futures:
                 if future.done() and not future.cancelled():
                     future.exception()  # seen: nobody is coming to await it any more
+
+    async def begin(self, request: GroupRequest) -> asyncio.Task[Group]:
+        """Set one group going as soon as there is room for all of it, and return what ends with it. Groups are admitted
+        in the order of these calls. Cancelling the task calls the group off.
+
+        Raises: ValueError where a group does not fit; the task raises RunHaltedError.
+        """
+        lease = await self._permits.admit(request.size)
+        task = asyncio.create_task(self._alone(request, lease))
+        task.add_done_callback(lease.close)
+        return task
+
+    async def _alone(self, request: GroupRequest, lease: Lease) -> Group:
+        future: asyncio.Future[Group] = asyncio.get_running_loop().create_future()
+        try:
+            await self._group(request, future, lease, None)
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        return future.result()
 
     async def _dispatch(
         self,
@@ -157,7 +170,8 @@ class Rollouts:
         seated = {role: self.policies[name] for role, name in request.seats.items()}
         first = 0
         if self.store is not None:
-            known = self.store.find(slot, request.instance.hash, {r: p.version for r, p in seated.items()})
+            versions = None if request.any_version else {r: p.version for r, p in seated.items()}
+            known = self.store.find(slot, request.instance.hash, versions)
             if known is not None:
                 self.reused += 1
                 return known
@@ -166,6 +180,7 @@ class Rollouts:
             episode = await self._attempt(request, member, attempt, seated)
             if episode.stop is not StopReason.INFRA_ERROR:
                 break
+        self._count(episode)
         return episode
 
     async def _attempt(self, request: GroupRequest, member: int, attempt: int, seated: Mapping[str, Policy]) -> Episode:
@@ -176,10 +191,9 @@ class Rollouts:
             timeout_s=spec.limits.episode_timeout_s, token_budget=self.plan.token_budget,
         )  # fmt: skip
         try:
-            await play(self.pool, episode, request.instance, seated, terms)
+            await self._host.play(episode, request.instance, seated, terms)
         finally:
             self._emit(episode)
-        self._count(episode)
         return episode
 
     def _emit(self, episode: Episode) -> None:
@@ -188,6 +202,7 @@ class Rollouts:
             self.store.append(episode)
 
     def _count(self, episode: Episode) -> None:
+        """Of a slot's last attempt only: what is made good by another one, after the death of a node say, is no failure."""
         self._finished += 1
         if not episode.ok:
             self._failed += 1
@@ -202,22 +217,6 @@ class Rollouts:
     def _engines(self) -> list[Any]:
         found = {id(p.engine): p.engine for p in self.policies.values() if isinstance(p, (EnginePolicy, ChatPolicy))}
         return list(found.values())
-
-
-async def play(pool: Pool, episode: Episode, instance: Instance, policies: Mapping[str, Policy], terms: Terms) -> Episode:
-    """One episode in a session of its own, which is closed whatever happens."""
-    asked = time.perf_counter()
-    try:
-        session = await pool.session(episode.env)
-    except EpisodeError as error:
-        episode.stop, episode.error = StopReason(error.status), f"{type(error).__name__}: {error}"
-        return episode
-    finally:
-        episode.timings.queue_s = time.perf_counter() - asked
-    try:
-        return await run_episode(episode, instance, session, policies, terms)
-    finally:
-        await asyncio.shield(session.close())
 
 
 def blank_episode(run: str, request: GroupRequest, member: int, attempt: int, seats: Mapping[str, PolicyVersion]) -> Episode:

@@ -13,7 +13,8 @@ from envfarm.registry import default_registry
 from envfarm.worker.pool import WorkerPool
 from rollout import interrupt
 from rollout.acting import console_for, progress_bar
-from rollout.export import exporter
+from rollout.export import export, exporter
+from rollout.export.base import played
 from rollout.replay import ReplayReport, replay_all
 from rollout.store import Store
 from rollout.store.check import check_store
@@ -122,12 +123,21 @@ def run_store_info(path: Path, *, sql: str | None, as_json: bool) -> None:
         console_for(False).print(f"{name:15} {shown}", markup=False)
 
 
-def run_export(path: Path, out: Path, *, to: str, stage: str | None, salvage: bool, as_json: bool) -> None:
-    """Raises: UserError for an unknown format, StoreError."""
-    write = exporter(to)
+def run_export(
+    path: Path, out: Path, *, to: str, stage: str | None, env: str | None, policy: str | None, salvage: bool, as_json: bool
+) -> None:  # fmt: skip
+    """Raises: UserError for an unknown format, or one that finds nothing in the store; StoreError."""
+    chosen = exporter(to)
     store = open_store(path, salvage=salvage)
-    count = write(store.episodes(**({} if stage is None else {"stage": stage})), out)
+    wanted = {k: v for k, v in {"stage": stage, "env": env}.items() if v is not None}
+    if wanted and next(store.index.select(wanted), None) is None:
+        known = store.stats()
+        raise StoreError(
+            f"{store.path} holds no such episodes; stages: {', '.join(known['stages']) or 'none'}; environments: "
+            f"{', '.join(known['envs']) or 'none'}"
+        )
+    count = export(chosen, played(store.episodes(**wanted), policy=policy), out)
     if as_json:
-        print(json.dumps({"file": str(out), "format": to, "records": count, "left_out": store.damages}))
+        print(json.dumps({"folder": str(out), "format": to, "records": count, "left_out": store.damages}))
     else:
         console_for(False).print(f"{count} records in {out}" + "".join(f"\nleft out: {d}" for d in store.damages), markup=False)

@@ -18,7 +18,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from envfarm.errors import UserError
 from envfarm.seeding import stable_hash
 
-FILE = "tokenizer.json"
+FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+
+BESIDE = (CONFIG_FILE, "chat_template.jinja")
+"""What else a folder says about its tokenizer; kept as it is."""
 
 SPECIAL_TOKENS = ("<|pad|>", "<|obs|>", "<|act|>", "<|end|>", "<|im_start|>", "<|im_end|>")
 """What our own tokenizers carry, so that each of our renderers works with them."""
@@ -31,6 +34,8 @@ alone. A number is then always the same tokens, wherever it stands: what a small
 class HFTokenizer:
     """The `tokenizer.json` of a folder (or the file itself)."""
 
+    _beside: dict[str, str] = {}  # file name -> content, of a folder's
+
     def __init__(self, folder: str | Path):
         """Raises: UserError where there is no such file or it is damaged."""
         path = Path(folder)
@@ -42,6 +47,7 @@ class HFTokenizer:
         except (json.JSONDecodeError, UnicodeDecodeError) as e:
             raise UserError(f"{path}: damaged tokenizer: {e}") from None
         self._adopt(document, str(path))
+        self._beside = {n: f.read_text(encoding="utf-8") for n in BESIDE if (f := path.parent / n).is_file()}
 
     def _adopt(self, document: dict[str, Any], where: str) -> None:
         added = document.get("added_tokens") or []
@@ -80,15 +86,46 @@ class HFTokenizer:
             raise KeyError(f"no special token {token!r}; there are: {', '.join(sorted(self._specials)) or 'none'}")
         return self._specials[token]
 
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens spelled."""
+        return self._full.decode(list(ids), skip_special_tokens=False)
+
+    def named_tokens(self) -> dict[str, str]:
+        """`bos_token`, `eos_token` ... as chat templates use them."""
+        said = json.loads(self._beside.get(CONFIG_FILE) or "{}")
+        named = {k: v["content"] if isinstance(v, dict) else v for k, v in said.items() if k.endswith("_token")}
+        return {k: v for k, v in named.items() if isinstance(v, str)}
+
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` and what Transformers wants beside it. The file appears whole or not at all."""
+        """Write `tokenizer.json` and what Transformers wants beside it; a chat template that was there stays. Each file
+        appears whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        for name, content in ((FILE, self._document), ("tokenizer_config.json", config)):
+        texts = {FILE: _as_json(self._document), CONFIG_FILE: _as_json(config)} | self._beside
+        for name, text in texts.items():
             new = folder / f".{name}.new"
-            new.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            new.write_text(text, encoding="utf-8")
             os.replace(new, folder / name)
+
+
+def check_tokenizer(tokenizer: HFTokenizer, folder: Path) -> HFTokenizer:
+    """Refuse a tokenizer that belongs to another model than `folder` holds: one with more tokens than the model has
+    places for. (Fewer are usual: vocabularies are padded.) Raises: UserError."""
+    try:
+        places = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return tokenizer  # what is wrong with the model is told where it is loaded
+    if isinstance(places, int) and tokenizer.vocab_size > places:
+        raise UserError(
+            f"{folder}: the tokenizer does not match the model: it has {tokenizer.vocab_size} tokens, the model {places} "
+            "(config.json, vocab_size). Put the tokenizer.json there that the model was trained with"
+        )
+    return tokenizer
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 class BPETokenizer(HFTokenizer):

@@ -1,7 +1,8 @@
 """Environments of packages that cannot share one: what `make test-vllm`, `make test-ray` and `make test-trainers` run in.
 
     python -m tests.venvs vllm                        # makes `.venvs/vllm` where needed; prints its interpreter
-    python -m tests.venvs vllm -m pytest -m vllm      # the same, then runs its interpreter with these arguments
+    python -m tests.venvs vllm -c "import vllm"       # the same, then runs its interpreter with these arguments
+    python -m tests.venvs vllm pytest                 # the same, then runs the tests that carry its marker
 
 Each is made by uv, out of uv's cache after the first time (seconds), and holds envfarm itself as an editable install.
 `docs/trainers/README.md` says why they cannot share one. Where a package has no build for the platform, this says so and does
@@ -84,11 +85,24 @@ def unsupported(name: str) -> str:
     return f"it has a build for {', '.join(wanted)}, this is {here}" if wanted and here not in wanted else ""
 
 
-if __name__ == "__main__":
-    if reason := unsupported(sys.argv[1]):
-        print(f"SKIPPED: {sys.argv[1]}: {reason}")
-        sys.exit(0)
-    interpreter = make(sys.argv[1])
-    if sys.argv[2:]:
-        os.execv(interpreter, [str(interpreter), *sys.argv[2:]])
+def tests_of(name: str) -> list[str]:
+    """The files with tests that carry the marker `name`: others may import what this environment lacks."""
+    found = (p for p in (ROOT / "tests").rglob("test_*.py") if f"mark.{name}" in p.read_text(encoding="utf-8"))
+    return sorted(str(p.relative_to(ROOT)) for p in found)
+
+
+def main(name: str, arguments: list[str]) -> None:
+    if reason := unsupported(name):
+        print(f"SKIPPED: {name}: {reason}")
+        return
+    interpreter = make(name)
+    if arguments[:1] == ["pytest"]:
+        arguments = ["-m", "pytest", "-m", name, *tests_of(name), *arguments[1:]]
+    if arguments:
+        os.chdir(ROOT)
+        os.execv(interpreter, [str(interpreter), *arguments])
     print(interpreter)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

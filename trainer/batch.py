@@ -3,7 +3,8 @@
 A `Datum` is pre-shifted as in Tinker's API: position t of `tokens` predicts `targets[t]`. `weights` say what each
 prediction counts; everything about normalisation is in them. `micro_batches` sorts rows by length, cuts them into
 blocks of bounded size and packs each block end to end; rows never attend to one another, so the same row gives the
-same terms in any company.
+same terms in any company. Rows that begin alike for long (the description of an environment's tools, at the head of
+each of its episodes) are packed together and their common beginning once: most of what a chat model reads.
 """
 
 from __future__ import annotations
@@ -77,11 +78,11 @@ def datum(
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B rows end to end: P positions, of which N are trained (at `picks_N`)."""
+    """B rows end to end behind what they have in common: P positions, of which N are trained (at `picks_N`)."""
 
     rows: list[int]  # places in the data that it was made from
     tokens_P: Tensor
-    cu_seqlens: Tensor  # [B + 1], bounds of the rows in P
+    cu_seqlens: Tensor  # [B + 1], bounds of the rows in P; the first is the length of their common beginning
     picks_N: Tensor
     targets_N: Tensor
     weights_N: Tensor
@@ -94,20 +95,42 @@ class MicroBatch:
 
 def micro_batches(data: Sequence[Datum], *, max_tokens: int, dtype: torch.dtype = torch.float32) -> Iterator[MicroBatch]:
     """Blocks of rows of like length, longest first; number of rows times the longest is at most `max_tokens`
-    (attention pads to the longest of a block; one row may be longer than that alone).
+    (attention pads to the longest of a block; one row may be longer than that alone). A common beginning counts once.
 
     Positions after a row's last trained one are dropped: nothing there is computed. Rows without any are left out.
     """
     lengths = [_last_trained(d) for d in data]
+    for shared, family in _families(data, lengths):
+        block: list[int] = []
+        for i in family:
+            if block and (lengths[block[0]] - shared) * (len(block) + 1) + shared > max_tokens:
+                yield _lay_out(data, block, lengths, shared, dtype)
+                block = []
+            block.append(i)
+        yield _lay_out(data, block, lengths, shared, dtype)
+
+
+WORTH_SHARING = 128
+"""Tokens that rows must have in common at their beginning to be packed by that."""
+
+
+def _families(data: Sequence[Datum], lengths: list[int]) -> list[tuple[int, list[int]]]:
+    """Rows by their beginning, each family with the length of what all of it has in common; longest rows first."""
     order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (-lengths[i], i))
-    block: list[int] = []
+    families: dict[bytes, list[int]] = {}
     for i in order:
-        if block and lengths[block[0]] * (len(block) + 1) > max_tokens:
-            yield _lay_out(data, block, lengths, dtype)
-            block = []
-        block.append(i)
-    if block:
-        yield _lay_out(data, block, lengths, dtype)
+        begins = data[i].tokens[:WORTH_SHARING].tobytes() if lengths[i] > WORTH_SHARING else b""
+        families.setdefault(begins, []).append(i)
+    alone = [i for begins, family in families.items() if not begins or len(family) == 1 for i in family]
+    several = [family for begins, family in families.items() if begins and len(family) > 1]
+    plain = [(0, sorted(alone, key=lambda i: (-lengths[i], i)))] if alone else []
+    return plain + [(_in_common([data[i].tokens for i in f], lengths[f[-1]] - 1), f) for f in several]
+
+
+def _in_common(rows: Sequence[np.ndarray], most: int) -> int:
+    """How many leading tokens all rows share, at most `most`."""
+    alike = np.logical_and.reduce([row[:most] == rows[0][:most] for row in rows])
+    return most if alike.all() else int(alike.argmin())
 
 
 def _last_trained(d: Datum) -> int:
@@ -115,12 +138,12 @@ def _last_trained(d: Datum) -> int:
     return int(where[-1]) + 1 if len(where) else 0
 
 
-def _lay_out(data: Sequence[Datum], block: list[int], lengths: list[int], dtype: torch.dtype) -> MicroBatch:
-    cu_seqlens = np.concatenate([[0], np.cumsum([lengths[i] for i in block])])
+def _lay_out(data: Sequence[Datum], block: list[int], lengths: list[int], shared: int, dtype: torch.dtype) -> MicroBatch:
+    cu_seqlens = shared + np.concatenate([[0], np.cumsum([lengths[i] - shared for i in block])])
     picks, bounds, start = [], [], 0
     for offset, i in zip(cu_seqlens, block, strict=False):
         where = np.flatnonzero(data[i].weights)
-        picks.append(where + offset)
+        picks.append(np.where(where < shared, where, where - shared + offset))
         bounds.append((start, start + len(where), where))
         start += len(where)
 
@@ -142,7 +165,9 @@ def _lay_out(data: Sequence[Datum], block: list[int], lengths: list[int], dtype:
     assert weights is not None and temperature is not None
     return MicroBatch(
         rows=block,
-        tokens_P=torch.from_numpy(np.concatenate([data[i].tokens[: lengths[i]] for i in block])),
+        tokens_P=torch.from_numpy(
+            np.concatenate([data[block[0]].tokens[:shared], *(data[i].tokens[shared : lengths[i]] for i in block)])
+        ),
         cu_seqlens=torch.from_numpy(cu_seqlens),
         picks_N=torch.from_numpy(np.concatenate(picks)),
         targets_N=torch.from_numpy(targets),

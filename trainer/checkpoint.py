@@ -32,6 +32,7 @@ class RunState(msgspec.Struct, kw_only=True):
     step: int = 0  # optimizer steps done within it
     number: int = 0  # optimizer steps done since the weights were made
     consumed: dict[str, int] = {}  # stage -> groups or rows trained on so far: the store's consumption cursor
+    ahead: list[int] = []  # asynchronous stages: groups consumed beyond the first `consumed` of them
     history: list[float] = []  # validation losses of the stage under way
     counters: dict[str, float] = {}  # tokens, episodes, ... by name
     wall_s: dict[str, float] = {}  # kind of work -> seconds; for people only
@@ -163,8 +164,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def meaning(document: Any) -> str:
-    """The hash of a run file's meaning: of its values, wherever they stand. `output` is no part of it."""
-    return stable_hash({k: v for k, v in document.items() if k != "output"})
+    """The hash of a run file's meaning: of its values, wherever they stand. Where the run is kept (`output`) and where it
+    is played (`ray`) are no part of it."""
+    return stable_hash({k: v for k, v in document.items() if k not in ("output", "ray")})
 
 
 def _sync(path: Path) -> None:

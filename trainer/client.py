@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from rollout.engines.base import Probe
 from rollout.types import PolicyVersion
 from trainer.batch import Datum
 from trainer.losses import LossConfig
@@ -53,6 +54,7 @@ class Published:
 
     version: PolicyVersion
     state: Any
+    probe: Probe | None = None  # what an engine that serves them answers
 
 
 class TrainingClient(Protocol):

@@ -56,7 +56,7 @@ class Trainee(Context):
         """The engine acts with the weights as they are now."""
         published = await done(self.client.publish())
         self.state.number = published.version.number
-        await self.rollouts.publish(published.version, published.state)
+        await self.rollouts.publish(published.version, published.state, published.probe)
 
     def trained_seats(self) -> dict[str, list[str]]:
         """Environment -> the roles that the learner sits in."""

@@ -1,5 +1,6 @@
 """`TrainingClient` in this process, over the packed decoder of the embedded engine.
 
+Which weights are trained and in which type the decoder computes is `trainer.weights`; the optimizer's are float32.
 Calls run in order on one thread of their own, so a loop that rolls out meanwhile is not held up. Micro-batches are
 spread over single-threaded workers and their gradients added in a fixed order: on small models faster than sharing
 one operation between threads, and the same calls give the same bits (`checksum`) whatever the count of workers. A
@@ -24,12 +25,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envfarm.errors import CapabilityError, StoreError
-from rollout.engines.torch.checkpoint import checksum, load_state
+from rollout.engines.base import Adapter
+from rollout.engines.torch.checkpoint import checksum
 from rollout.engines.torch.model import Decoder
 from rollout.types import PolicyVersion
 from trainer.batch import Datum, MicroBatch, micro_batches
 from trainer.client import AdamParams, ForwardOutput, Published, StepOutput
 from trainer.losses import LOSSES, LossConfig, Terms
+from trainer.probes import probe_of
+from trainer.weights import Adapted, Trained
 
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "client.json"
 
@@ -44,22 +48,31 @@ class Done:
     gradients: tuple[Tensor, ...]
 
 
+LARGE, LARGE_TOKENS = 20_000_000, 640
+"""Of decoders with more weights than this, a micro-batch is smaller: its activations take megabytes a token."""
+
+
 class LocalClient:
-    """Trains `model` in place."""
+    """Trains `model` in place; a plain decoder is trained as a whole."""
 
     def __init__(
-        self, model: Decoder, *, policy: str = "learner", incarnation: int = 0, max_tokens: int = 2560, threads: int = 0
+        self, model: Decoder | Trained, *, policy: str = "learner", incarnation: int = 0, max_tokens: int = 0, threads: int = 0
     ):
-        """`max_tokens` bounds one micro-batch: memory, and rounding in the last bits. `threads` 0 is torch's count."""
-        self.model, self.policy, self.incarnation, self.max_tokens = model, policy, incarnation, max_tokens
+        """`max_tokens` bounds one micro-batch: memory, and rounding in the last bits; 0 goes by the model's size.
+        `threads` 0 is torch's count."""
+        self.trained = model if isinstance(model, Trained) else Trained(model)
+        self.model, self.policy, self.incarnation = self.trained.model, policy, incarnation
+        self.max_tokens = max_tokens or (LARGE_TOKENS if self.model.config.parameters() > LARGE else 2560)
         self.number = 0  # steps since the weights were made: the version's number
         self._since = 0  # steps since the optimizer began, for its bias correction
-        self._names = [n for n, _ in model.named_parameters()]
-        self._weights: list[Tensor] = [p for _, p in model.named_parameters()]
+        self._names, self._weights = self.trained.names, self.trained.masters
         self._moments = {k: [torch.zeros_like(p) for p in self._weights] for k in ("m", "v")}
         self._gradients: list[Tensor] | None = None
         self._pool = single_threaded_pool(1)
-        self._workers = single_threaded_pool(threads or torch.get_num_threads())
+        workers = threads or torch.get_num_threads()
+        # Micro-batches computed and not added up yet; of large gradients no more than are being computed.
+        self._ahead = workers - 1 if sum(p.numel() for p in self._weights) > LARGE else 2 * workers
+        self._workers = single_threaded_pool(workers)
 
     def forward(self, data: list[Datum], loss: str = "cross_entropy", config: LossConfig | None = None) -> Future[ForwardOutput]:
         return self._pool.submit(self._pass, data, loss, config or LossConfig(), False)
@@ -80,9 +93,9 @@ class LocalClient:
         return self._pool.submit(self._take, folder)
 
     def publish(self, kind: Literal["full", "lora"] = "full") -> Future[Published]:
-        if kind != "full":
-            raise CapabilityError(f"the local trainer publishes full weights, not {kind!r}")
-        return self._pool.submit(self._publish)
+        if kind == "lora" and not isinstance(self.trained, Adapted):
+            raise CapabilityError(f"the policy {self.policy!r} is trained as a whole: it has no adapter to publish")
+        return self._pool.submit(self._publish, kind)
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -101,7 +114,7 @@ class LocalClient:
                 out.logprobs[row][where] = done.logprobs_N[start:stop]
             if done.gradients:
                 if self._gradients is None:
-                    self._gradients = list(done.gradients)
+                    self._gradients = [g.to(p.dtype) for g, p in zip(done.gradients, self._weights, strict=True)]
                 else:
                     torch._foreach_add_(self._gradients, done.gradients)
         return out
@@ -111,7 +124,7 @@ class LocalClient:
         running: deque[tuple[MicroBatch, Future[Done]]] = deque()
         for block in blocks:
             running.append((block, self._workers.submit(work, block)))
-            if len(running) > 2 * self._workers._max_workers:
+            if len(running) > self._ahead:
                 first, future = running.popleft()
                 yield first, future.result()
         while running:
@@ -123,7 +136,7 @@ class LocalClient:
             logprobs_N = token_logprobs(self.model, block)
             terms = apply_loss(loss, block, logprobs_N, config)
             total = terms.loss_N.sum()
-        gradients = torch.autograd.grad(total, self._weights) if backward else ()
+        gradients = torch.autograd.grad(total, self.trained.leaves) if backward else ()
         return Done(logprobs_N.detach().float().numpy(), float(total.detach()), terms.statistics, gradients)
 
     @torch.no_grad()
@@ -134,32 +147,36 @@ class LocalClient:
             torch._foreach_mul_(gradients, (params.grad_clip_norm / (norm + 1e-12)).clamp(max=1.0))
         self.number, self._since = self.number + 1, self._since + 1
         adam_step(self._weights, gradients, self._moments["m"], self._moments["v"], self._since, params)
+        self.trained.changed()
         self._gradients = None
         return StepOutput(self.number, float(norm))
 
-    def _state(self) -> dict[str, Tensor]:
-        return {n: p.detach().clone() for n, p in zip(self._names, self._weights, strict=True)}
-
-    def _publish(self) -> Published:
-        state = self._state()
-        return Published(PolicyVersion(self.policy, self.incarnation, self.number, checksum(state)), state)
+    def _publish(self, kind: str) -> Published:
+        state = self.trained.state()
+        version = PolicyVersion(self.policy, self.incarnation, self.number, checksum(state))
+        probe = probe_of(self.model)
+        if kind == "lora":
+            assert isinstance(self.trained, Adapted)
+            return Published(version, Adapter(self.trained.lora.to_peft(self.trained.base_name), self.trained.factors()), probe)
+        return Published(version, state, probe)
 
     @torch.no_grad()
     def _take(self, folder: Path) -> str:
-        self.model.replace(load_state(folder))
+        self.trained.load(folder)
         for moments in self._moments.values():
             torch._foreach_zero_(moments)
         self._gradients, self._since = None, 0
-        return checksum(self._state())
+        return checksum(self.trained.state())
 
     def _save(self, path: Path) -> str:
         path.mkdir(parents=True, exist_ok=True)
-        state = self._state()
+        state = self.trained.trained()
         save_file(state, path / _WEIGHTS)
         moments = {f"{k}.{n}": t for k, ts in self._moments.items() for n, t in zip(self._names, ts, strict=True)}
         save_file(moments, path / _OPTIMIZER)
         digest = checksum(state)
-        (path / _STATE).write_text(json.dumps({"number": self.number, "since": self._since, "checksum": digest}))
+        said = {"number": self.number, "since": self._since, "checksum": digest, "base": self.trained.foundation()}
+        (path / _STATE).write_text(json.dumps(said))
         return digest
 
     @torch.no_grad()
@@ -171,7 +188,9 @@ class LocalClient:
             raise StoreError(f"{path}: damaged checkpoint ({error}); remove the run directory to begin again") from None
         if checksum(state) != saved["checksum"]:
             raise StoreError(f"{path}/{_WEIGHTS}: the weights are not those that were saved (another checksum)")
-        self.model.replace(state)
+        if saved.get("base", "") != self.trained.foundation():
+            raise StoreError(f"{path}: the adapter was trained on another base; give the run its model as it was")
+        self.trained.restore(state)
         for kind, tensors in self._moments.items():
             for name, tensor in zip(self._names, tensors, strict=True):
                 tensor.copy_(moments[f"{kind}.{name}"])
@@ -201,6 +220,8 @@ def token_logprobs(model: Decoder, block: MicroBatch) -> Tensor:
     """log pi of each trained token, at the temperature that it was sampled with. The head runs on these only."""
     hidden_P = model.hidden(block.tokens_P, block.cu_seqlens)
     logits_N = model.logits(hidden_P.index_select(0, block.picks_N))
+    if logits_N.dtype == torch.bfloat16:
+        logits_N = logits_N.float()
     if not bool((block.temperature_N == 1).all()):
         logits_N = logits_N / block.temperature_N[:, None]
     return -torch.nn.functional.cross_entropy(logits_N, block.targets_N, reduction="none")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from envfarm.worker.pool import WorkerPool
 from rollout.evaluate import tally
+from rollout.places import Place
 from rollout.policies import Policy
 from rollout.requests import draw_groups
 from rollout.run import script_of
@@ -19,7 +19,7 @@ LOGGER = "logger"
 """The logging agent's name where the run file gives it none."""
 
 
-async def make_logs(context: Context, pool: WorkerPool) -> None:
+async def make_logs(context: Context, place: Place) -> None:
     """Play what is not in the store yet. The logging agent sits wherever the run seats weights, since there are none
     yet; scripts sit where they will."""
     logs = context.run.logs
@@ -39,7 +39,7 @@ async def make_logs(context: Context, pool: WorkerPool) -> None:
         groups=logs.episodes, size=1, sampling=SamplingParams(), split=logs.split,
     )  # fmt: skip
     context.screen.begin("log episodes", len(requests), "episodes")
-    rollouts = Rollouts(context.run.plan(context.specs), pool, policies, context.store)
+    rollouts = Rollouts(context.run.plan(context.specs), place, policies, context.store)
     with timed(context.state.wall_s, "logs"):
         await rollouts.run(requests, lambda _: context.screen.advance())
     context.screen.end(f"{rollouts.reused} of them were there already" if rollouts.reused else "")

@@ -9,6 +9,7 @@ drawn again, and what of it was finished comes out of the store.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rollout.requests import draw_groups
@@ -59,7 +60,7 @@ async def collect(trainee: Trainee, name: str, settings: Online) -> Batch:
             sampling=run.sampling.params(), split=settings.split, first=batch.drawn,
         )  # fmt: skip
         groups = await trainee.rollouts.run(requests)
-        batch.extend(_batch_of(trainee, settings, groups), wanted)
+        batch.extend(batches_of(trainee, settings, groups, trainee.state.number), wanted)
         batch.drawn += len(requests)
         if batch.kept >= wanted:
             break
@@ -68,13 +69,15 @@ async def collect(trainee: Trainee, name: str, settings: Online) -> Batch:
     return batch
 
 
-def _batch_of(trainee: Trainee, settings: Online, groups: list[Group]) -> list[Batch]:
+def batches_of(trainee: Trainee, settings: Online, groups: Sequence[Group], number: int | None) -> list[Batch]:
+    """What each group has to train on when version `number` is updated: older tokens than `settings` allows are
+    withheld, with None none are."""
     divisor = settings.batch * trainee.run.sampling.max_tokens
     return [
         make_batch(
             group, trainee.trained_seats()[group.env], discount=settings.discount, baseline=settings.baseline,
-            divide_by_std=settings.divide_by_std, divisor=divisor, number=trainee.state.number,
-            max_staleness=settings.max_staleness,
+            divide_by_std=settings.divide_by_std, divisor=divisor, number=number,
+            max_staleness=settings.oldest,
         )
         for group in groups
     ]  # fmt: skip

@@ -70,6 +70,13 @@ class DynamicSampling(FileModel):
     rounds: Positive = 3
 
 
+class Async(FileModel):
+    """Episodes carry over from batch to batch, and go on while the trainer steps."""
+
+    max_staleness: Positive = 2  # updates between sampling a token and training on it; older ones are withheld
+    window: Positive | None = None  # groups from the oldest one still played to the newest; default (max_staleness + 1) batches
+
+
 class Online(Optimizer):
     """Group-relative policy optimization on what the policy does now. `batch` counts episodes."""
 
@@ -88,6 +95,26 @@ class Online(Optimizer):
     truncate: float = Field(2.0, ge=0)
     decay: Rate = 1.0  # the learning rate's share that is left at the last step, reached in a straight line
     max_staleness: int = Field(0, ge=0)  # updates between sampling a token and training on it; older ones are withheld
+    async_: bool | Async = Field(False, alias="async")
+
+    @pydantic.model_validator(mode="after")
+    def _async_fits(self) -> Online:
+        if self.async_ and "max_staleness" in self.model_fields_set:
+            raise ValueError("with `async` the bound stands there: `async: {max_staleness: N}`")
+        terms = self.asynchronous
+        if terms is not None and terms.window is not None and terms.window * self.group < self.batch:
+            raise ValueError(f"a window of {terms.window} groups of {self.group} holds no batch of {self.batch} episodes")
+        return self
+
+    @property
+    def asynchronous(self) -> Async | None:
+        """The terms of asynchronous training; None where it is synchronous."""
+        return self.async_ if isinstance(self.async_, Async) else Async.model_validate({}) if self.async_ else None
+
+    @property
+    def oldest(self) -> int:
+        """The age that a token may have where it is trained on."""
+        return self.max_staleness if self.asynchronous is None else self.asynchronous.max_staleness
 
     @property
     def rounds(self) -> int:

@@ -6,7 +6,6 @@ Each problem is a message and the path of the value that it is about; the first 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import msgspec
 
@@ -16,6 +15,7 @@ from envfarm.spec import EnvSpec
 from envfarm.yaml_source import Source
 from rollout.build import UNTRAINED, ModelFolder, chat_policy
 from rollout.engines.base import ENGINES, NEEDS_FOR_TRAINING
+from rollout.models import CATALOG, is_model
 from rollout.renderers.base import RENDERERS
 from rollout.run import SELF, PolicyEntry
 from rollout.run_check import resolve
@@ -30,15 +30,19 @@ EVALUATION_ENGINES = frozenset({"openai"})
 
 def check(run: RunFile, source: Source, registry: Registry) -> dict[str, EnvSpec]:
     """The specs of the run. Raises: RunFileError with the place of what does not fit."""
+    _refuse(_engine_problems(run), source)
     specs = resolve(run, source, registry)
-    for message, path in _problems(run, specs):
-        raise RunFileError(message, source.at(*path))
+    _refuse(_problems(run, specs), source)
     return specs
+
+
+def _refuse(problems: Problems, source: Source) -> None:
+    for message, path in problems:
+        raise RunFileError(message, source.at(*path))
 
 
 def _problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Problems:
     yield from _learner_problems(run, specs)
-    yield from _engine_problems(run)
     yield from _stage_problems(run, specs)
     yield from _evaluation_problems(run, specs)
 
@@ -90,16 +94,24 @@ def _version_problems(run: RunFile, version: str, at: At) -> Problems:
 
 
 def _model_problems(entry: PolicyEntry, at: At) -> Problems:
-    from trainer.models import MODELS, fresh_config, is_fresh
+    from rollout.engines.torch.checkpoint import load_config
+    from trainer.models import MODELS, fresh_config, is_fresh, load_tokenizer, model_folder, renderer_of
 
     if is_fresh(entry):
         try:
             fresh_config(entry)
         except (UserError, msgspec.ValidationError) as error:
             yield str(error), at
-    elif not (Path(str(entry.model)) / "config.json").is_file():
-        hint = did_you_mean(str(entry.model), MODELS)
-        yield f"no model {entry.model!r}{hint}; known: {', '.join(MODELS)}, or a folder with a config.json", at
+    elif entry.model not in CATALOG and not is_model(str(entry.model)):
+        names = [*MODELS, *CATALOG]
+        hint = did_you_mean(str(entry.model), names)
+        yield f"no model {entry.model!r}{hint}; known: {', '.join(names)}, a model folder, or a hub's org/name", at
+    else:
+        try:
+            load_config(model_folder(entry))
+            renderer_of(entry, load_tokenizer(model_folder(entry)))
+        except UserError as error:
+            yield str(error), at
     if entry.engine is not None:
         yield "the trainable policy plays on the run's own engine", (*at[:-1], "engine")
 
@@ -108,7 +120,10 @@ def _engine_problems(run: RunFile) -> Problems:
     yield from _known("engine", run.engine.kind, ENGINES, ("engine", "kind"))
     if run.engine.kind in EVALUATION_ENGINES:
         needs = ", ".join(NEEDS_FOR_TRAINING)
-        yield f"training needs an engine with {needs}; {run.engine.kind!r} can only evaluate: use `torch`", ("engine", "kind")
+        yield (
+            f"training needs an engine with {needs}; {run.engine.kind!r} can only evaluate: use `torch` or `vllm`",
+            ("engine", "kind"),
+        )
 
 
 def _stage_problems(run: RunFile, specs: Mapping[str, EnvSpec]) -> Problems:

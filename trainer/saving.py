@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rollout.build import acting_folder
+from rollout.build import ModelFolder, acting_folder
 from rollout.policies import EnginePolicy
+from rollout.renderers.base import Renderer
 from rollout.run import SELF
+from rollout.tokenizers import HFTokenizer
 from rollout.types import PolicyVersion
 from trainer.context import Trainee, done
 from trainer.local import LocalClient
-from trainer.models import save_policy
+from trainer.models import save_model_folder, save_policy
+from trainer.weights import Trained
 
 
 async def save(trainee: Trainee, folder: Path, stage: str) -> None:
@@ -20,7 +23,22 @@ async def save(trainee: Trainee, folder: Path, stage: str) -> None:
     published = await done(trainee.client.publish())
     client = trainee.client
     assert isinstance(client, LocalClient)
-    save_policy(folder, client.model, trainee.tokenizer, about(trainee, folder, stage, published.version))
+    save_policy(folder, client.trained, trainee.tokenizer, about(trainee, folder, stage, published.version))
+
+
+def acting_policy(
+    run_dir: Path, model: Trained, tokenizer: HFTokenizer, renderer: Renderer, version: PolicyVersion
+) -> ModelFolder:
+    """The learner as it is when the run starts or goes on, as the folder that its engine is started from: an engine may
+    live in another process, or be one that reads folders only."""
+    folder = run_dir / "acting" / version.policy
+    said = {"envfarm": 1, "renderer": renderer.name, "version": _named(version)}
+    save_model_folder(folder, model, tokenizer, said)
+    return ModelFolder.open(folder)
+
+
+def _named(version: PolicyVersion) -> dict[str, Any]:
+    return {"policy": version.policy, "number": version.number, "checksum": version.checksum}
 
 
 def about(trainee: Trainee, folder: Path, stage: str, version: PolicyVersion) -> dict[str, Any]:
@@ -29,7 +47,7 @@ def about(trainee: Trainee, folder: Path, stage: str, version: PolicyVersion) ->
     assert isinstance(learner, EnginePolicy)
     return {
         "envfarm": 1, "run": run.run, "stage": stage, "seed": run.seed, "renderer": trainee.renderer.name,
-        "version": {"policy": version.policy, "number": version.number, "checksum": version.checksum},
+        "version": _named(version),
         "sampling": run.sampling.model_dump(),
         "context": learner.engine.capabilities.context,
         "evaluation": {
@@ -63,6 +81,6 @@ def _opponents(trainee: Trainee, folder: Path) -> dict[str, Any]:
             acting = trainee.run_dir / acting_folder(entry.version, trainee.saved, trainee.state.number)
             said |= {"version": None, "model": os.path.relpath(acting, folder)}
         elif isinstance(entry.model, str):
-            said["model"] = os.path.relpath(entry.model, folder)
+            said["model"] = os.path.relpath(entry.model, folder) if Path(entry.model).is_dir() else entry.model
         entries[name] = {k: v for k, v in said.items() if v is not None}
     return entries

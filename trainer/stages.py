@@ -17,26 +17,28 @@ import torch
 from rich.console import Console
 
 from envfarm.spec import EnvSpec
-from envfarm.worker.pool import WorkerPool
 from rollout import interrupt
-from rollout.build import ModelFolder, engine_class, frozen_models, served_policies
+from rollout.build import frozen_models, served_policies
 from rollout.engines.base import NEEDS_FOR_TRAINING, Engine, require
+from rollout.places import Place, engine_maker, make_place
 from rollout.policies import EnginePolicy, Policy
 from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import PolicyVersion
+from trainer.asynchronous import improve_async
 from trainer.checkpoint import Checkpoints, RunLock, RunState, check_same_run, meaning, next_incarnation, write_atomically
 from trainer.context import Context, Trainee, done, timed
 from trainer.evaluation import curve_point, evaluate_policy
+from trainer.freshness import asynchronous_stages
 from trainer.local import LocalClient
 from trainer.logs_stage import logging_agent, make_logs
 from trainer.metrics import Metrics
-from trainer.models import is_fresh, load_tokenizer, make_model, renderer_of, train_tokenizer
+from trainer.models import is_fresh, load_tokenizer, make_model, model_folder, renderer_of, train_tokenizer
 from trainer.offline import imitate, improve
 from trainer.online import improve_online
 from trainer.progress import Screen
 from trainer.run import Imitation, Offline, Online, RunFile
-from trainer.saving import save
+from trainer.saving import acting_policy, save
 from trainer.summary import load_evaluation, summarize, write_summary
 from trainer.versions import seat_older_versions
 
@@ -48,31 +50,33 @@ def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console, *, repor
     """Run or resume. Returns the summary, which also stands in `summary.json`, with the report's place where the caller
     is going to write one.
 
-    Raises: RunLockedError, RunFileError where the directory is another run's, StoreError, CapabilityError, RunHaltedError.
+    Raises: RunLockedError, RunFileError where the directory is another run's, StoreError, CapabilityError, RunHaltedError,
+    MissingDependencyError, UserError where a Ray cluster cannot be joined.
     """
-    run_dir = run.folder
+    run_dir, place = run.folder, make_place(run, specs)
     with RunLock(run_dir):
-        return interrupt.run(_train(run, specs, run_dir, console, report))
+        return interrupt.run(_train(run, specs, place, run_dir, console, report))
 
 
-async def _train(run: RunFile, specs: Mapping[str, EnvSpec], run_dir: Path, console: Console, report: bool) -> dict[str, Any]:
+async def _train(
+    run: RunFile, specs: Mapping[str, EnvSpec], place: Place, run_dir: Path, console: Console, report: bool
+) -> dict[str, Any]:
     checkpoints = Checkpoints(run_dir)
     state = begin(run, run_dir, checkpoints)
     torch.set_num_threads(state.threads)
     metrics = Metrics(run_dir)
-    pool = WorkerPool(list(specs.values()), backend=run.backend, workers=run.workers)
     try:
         with Store.open_or_create(run_dir / "store") as store, Screen(console, f"{run.run}  ({run_dir})") as screen:
-            await pool.start()
+            await place.start()
             context = Context(run, specs, run_dir, state, checkpoints, store, metrics, screen)
             if state.stage == 0:
-                await make_logs(context, pool)
+                await make_logs(context, place)
                 state.stage = 1
                 checkpoints.commit(state, None)
-            await _stages(context, pool)
+            await _stages(context, place)
             return summarize_run(context, report)
     finally:
-        await pool.close()
+        await place.close()
         metrics.close()
 
 
@@ -89,8 +93,8 @@ def begin(run: RunFile, run_dir: Path, checkpoints: Checkpoints) -> RunState:
     return state
 
 
-async def _stages(context: Context, pool: WorkerPool) -> None:
-    trainee, engine = await _learner(context, pool)
+async def _stages(context: Context, place: Place) -> None:
+    trainee, engine = await _learner(context, place)
     names = ["untrained", *(name for name, _ in context.run.named_stages())]
     async with trainee.rollouts:
         require(engine, NEEDS_FOR_TRAINING, what="training")
@@ -117,7 +121,8 @@ async def _stage(trainee: Trainee, names: list[str], index: int) -> None:
         elif isinstance(settings, Offline):
             await improve(trainee, name, settings)
         elif isinstance(settings, Online):
-            await improve_online(trainee, name, settings, lambda step: curve_point(trainee, name, step))
+            loop = improve_async if settings.asynchronous else improve_online
+            await loop(trainee, name, settings, lambda step: curve_point(trainee, name, step))
     await trainee.publish()
     trainee.saved = names[: index + 1]
     await save(trainee, trainee.run_dir / "policies" / name, name)
@@ -126,13 +131,13 @@ async def _stage(trainee: Trainee, names: list[str], index: int) -> None:
         await evaluate_policy(trainee, name)
 
 
-async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]:
+async def _learner(context: Context, place: Place) -> tuple[Trainee, Engine]:
     """The model with its tokenizer, its trainer and its engine; from the checkpoint where there is one."""
     run, state = context.run, context.state
     entry = run.policies[run.learner]
     folder = context.run_dir / "tokenizer"
     if not is_fresh(entry):
-        folder = Path(str(entry.model))
+        folder = model_folder(entry)
     elif not (folder / "tokenizer.json").exists():
         train_tokenizer(entry, context.store.episodes(stage="logs", ok=True)).save(folder)
     tokenizer = load_tokenizer(folder)
@@ -146,24 +151,16 @@ async def _learner(context: Context, pool: WorkerPool) -> tuple[Trainee, Engine]
         await done(client.load_state(found[1]))
     version = (await done(client.publish())).version
     frozen = frozen_models(run)
-    engine = _engine(run, model, version, frozen)
+    acting = acting_policy(context.run_dir, model, tokenizer, renderer, version)
+    engine = engine_maker(place)(run.engine, {run.learner: acting, **frozen}, {run.learner: version})
     policies: dict[str, Policy] = {**run.scripted_policies(), **served_policies(run)}
     for name, opponent in frozen.items():
         said = opponent.version(name) or PolicyVersion(name)
         policies[name] = EnginePolicy(said, engine, opponent.renderer(run.policies[name].renderer))
     policies[run.learner] = EnginePolicy(version, engine, renderer)
-    rollouts = Rollouts(run.plan(context.specs), pool, policies, context.store)
+    rollouts = Rollouts(run.plan(context.specs), place, policies, context.store)
     parts = {f: getattr(context, f) for f in context.__dataclass_fields__}
     return Trainee(**parts, client=client, rollouts=rollouts, renderer=renderer, tokenizer=tokenizer), engine
-
-
-def _engine(run: RunFile, model: Any, version: PolicyVersion, frozen: Mapping[str, ModelFolder]) -> Engine:
-    """The run's engine, serving the learner and the frozen models beside it. It is started later, by `Rollouts`."""
-    known = {name: v for name, folder in frozen.items() if (v := folder.version(name)) is not None}
-    return engine_class(run.engine.kind)(
-        {run.learner: model, **{name: folder.path for name, folder in frozen.items()}}, threads=run.engine.threads,
-        max_in_flight=run.engine.max_in_flight, context=run.engine.context, versions={run.learner: version, **known},
-    )  # fmt: skip
 
 
 def summarize_run(context: Context, report: bool) -> dict[str, Any]:
@@ -184,6 +181,7 @@ def summarize_run(context: Context, report: bool) -> dict[str, Any]:
         "counters": context.state.counters,
         "incarnations": context.state.incarnation + 1,
         "threads": context.state.threads,
+        **asynchronous_stages(context.run, context.run_dir),
         "report": str(context.run_dir / "report.html") if report else None,
     }
     summary = summarize({n: e for n, e in found.items() if e is not None}, extra)

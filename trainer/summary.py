@@ -18,6 +18,7 @@ from rich.table import Table
 
 from rollout.evaluate import EvalResult, paired
 from trainer.checkpoint import write_atomically
+from trainer.freshness import show_freshness
 
 
 class Evaluation(msgspec.Struct, kw_only=True):
@@ -80,6 +81,7 @@ def show(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(table)
     _show_environments(console, stages, splits)
     _show_paired(console, summary["paired"])
+    show_freshness(console, summary.get("asynchronous", {}))
     seconds = {k: v for k, v in summary["wall_s"].items() if isinstance(v, int | float)}
     console.print("Wall time: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()))
     if summary.get("report"):

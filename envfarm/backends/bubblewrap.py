@@ -24,7 +24,7 @@ from envfarm.backends import rootfs, seccomp, shell_loop
 from envfarm.backends.bubblewrap_box import BubblewrapBox
 from envfarm.backends.cgroups import CgroupMeter, Groups, find_groups
 from envfarm.backends.limits import Meter, RlimitMeter
-from envfarm.backends.shell import TICK_S, Watch
+from envfarm.backends.watch import TICK_S, Watch
 from envfarm.box import BoxSpec, Snapshot
 from envfarm.errors import BoxUnavailableError, InfraError
 

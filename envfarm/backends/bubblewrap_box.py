@@ -14,8 +14,9 @@ from contextlib import suppress
 from envfarm.backends import rootfs, shell_loop
 from envfarm.backends.files import Tree
 from envfarm.backends.limits import Meter
-from envfarm.backends.shell import Shell, Watch
+from envfarm.backends.shell import Shell
 from envfarm.backends.tarball import pack, unpack
+from envfarm.backends.watch import Watch
 from envfarm.box import WORKDIR, BoxSpec, Entry, ExecResult, Snapshot
 from envfarm.errors import BoxDied, InfraError
 

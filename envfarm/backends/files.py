@@ -16,14 +16,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from envfarm.backends import nodes
 from envfarm.box import Entry
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40
-
-
-def _refused(path: str, why: str) -> PermissionError:
-    return PermissionError(errno.EACCES, why, path)
 
 
 class Tree:
@@ -52,7 +48,7 @@ class Tree:
         """
         todo = self.names(path)
         if todo is None:
-            raise _refused(path, f"outside {self.mount}")
+            raise nodes.refused(path, f"outside {self.mount}")
         todo = list(reversed(todo))
         stack = [os.dup(self.fd)]
         links = 0
@@ -61,10 +57,10 @@ class Tree:
                 name = todo.pop()
                 if name == "..":
                     if len(stack) == 1:
-                        raise _refused(path, f"leaves {self.mount}")
+                        raise nodes.refused(path, f"leaves {self.mount}")
                     os.close(stack.pop())
                     continue
-                target = _link_target(name, stack[-1]) if todo or follow else None
+                target = nodes.link_target(name, stack[-1]) if todo or follow else None
                 if target is not None:
                     links += 1
                     if links > _MAX_LINKS:
@@ -72,7 +68,7 @@ class Tree:
                     if target.startswith("/"):
                         inside = self.names(target)
                         if inside is None:
-                            raise _refused(path, f"a link leaves {self.mount} (to {target})")
+                            raise nodes.refused(path, f"a link leaves {self.mount} (to {target})")
                         while len(stack) > 1:
                             os.close(stack.pop())
                         todo.extend(reversed(inside))
@@ -83,8 +79,8 @@ class Tree:
                     yield stack[-1], name
                     return
                 if create:
-                    _make_directory(name, stack[-1])
-                stack.append(os.open(name, _DIRECTORY, dir_fd=stack[-1]))
+                    nodes.make_directory(name, stack[-1])
+                stack.append(os.open(name, nodes.DIRECTORY, dir_fd=stack[-1]))
             yield stack[-1], ""
         finally:
             for fd in stack:
@@ -95,14 +91,14 @@ class Tree:
         with self._parent(path) as (parent, name):
             if not name:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            return _read_regular(name, parent, path, max_bytes)
+            return nodes.read_regular(name, parent, path, max_bytes)
 
     def write(self, path: str, data: bytes, mode: int) -> None:
         """See `Box.write`. An existing file or link is replaced, not written into."""
         with self._parent(path, create=True, follow=False) as (parent, name):
             if not name:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            _replace(name, parent, data, mode)
+            nodes.replace(name, parent, data, mode)
 
     def remove(self, name: str) -> None:
         """Unlink a name directly below the tree, where it is there."""
@@ -113,7 +109,7 @@ class Tree:
     def directory(self, path: str) -> Iterator[int]:
         """`path` as an open directory. Raises FileNotFoundError, NotADirectoryError, PermissionError."""
         with self._parent(path) as (parent, name):
-            fd = os.open(name, _DIRECTORY, dir_fd=parent) if name else os.dup(parent)
+            fd = os.open(name, nodes.DIRECTORY, dir_fd=parent) if name else os.dup(parent)
         try:
             yield fd
         finally:
@@ -123,7 +119,7 @@ class Tree:
         """See `Box.list`."""
         found: list[Entry] = []
         with self.directory(path) as fd:
-            for entry, _ in walk(fd):
+            for entry, _ in nodes.walk(fd):
                 found.append(entry)
                 if len(found) > max_entries:
                     raise ValueError(f"{path}: more than {max_entries} entries")
@@ -134,13 +130,13 @@ class Tree:
         found: dict[str, bytes] = {}
         names = self.names(path)
         if names is None:
-            raise _refused(path, f"outside {self.mount}")
+            raise nodes.refused(path, f"outside {self.mount}")
         here = "/".join(names)
         try:
             for name, size, parent, leaf in self._artifacts(path, here):
                 if size > budget:
                     raise ValueError(f"artifacts are larger than allowed: {self.mount}/{name}")
-                found[name] = _read_regular(leaf, parent, name, budget)
+                found[name] = nodes.read_regular(leaf, parent, name, budget)
                 budget -= len(found[name])
         except FileNotFoundError:
             return {}
@@ -151,109 +147,22 @@ class Tree:
         try:
             names = [n for n in here.split("/") if n]
             if ".." in names:
-                raise _refused(path, "'..' in an artifact's path")
+                raise nodes.refused(path, "'..' in an artifact's path")
             for name in names:
                 status = os.lstat(name, dir_fd=fd)
                 if stat.S_ISREG(status.st_mode) and name == names[-1]:
                     yield here, status.st_size, fd, name
                     return
                 if not stat.S_ISDIR(status.st_mode):
-                    raise _refused(path, "a link or special file is no artifact")
-                below = os.open(name, _DIRECTORY, dir_fd=fd)
+                    raise nodes.refused(path, "a link or special file is no artifact")
+                below = os.open(name, nodes.DIRECTORY, dir_fd=fd)
                 os.close(fd)
                 fd = below
-            for entry, parent in walk(fd):
+            for entry, parent in nodes.walk(fd):
                 full = f"{here}/{entry.path}" if here else entry.path
                 if entry.kind in ("link", "other"):
-                    raise _refused(f"{self.mount}/{full}", "a link or special file is no artifact")
+                    raise nodes.refused(f"{self.mount}/{full}", "a link or special file is no artifact")
                 if entry.kind == "file":
                     yield full, entry.size, parent, entry.path.rpartition("/")[2]
         finally:
             os.close(fd)
-
-
-def walk(fd: int, prefix: str = "") -> Iterator[tuple[Entry, int]]:
-    """Every entry below an open directory, names sorted, with the descriptor of the directory that holds it."""
-    for name in sorted(os.listdir(fd)):
-        try:
-            status = os.lstat(name, dir_fd=fd)
-        except FileNotFoundError:
-            continue
-        mode = status.st_mode
-        path = prefix + name
-        if stat.S_ISDIR(mode):
-            yield Entry(path=path, kind="directory", size=0, mode=stat.S_IMODE(mode)), fd
-            try:
-                below = os.open(name, _DIRECTORY, dir_fd=fd)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            try:
-                yield from walk(below, path + "/")
-            finally:
-                os.close(below)
-        elif stat.S_ISREG(mode):
-            yield Entry(path=path, kind="file", size=status.st_size, mode=stat.S_IMODE(mode)), fd
-        elif stat.S_ISLNK(mode):
-            target = _link_target(name, fd) or ""
-            yield Entry(path=path, kind="link", size=0, mode=0o777, target=target), fd
-        else:
-            yield Entry(path=path, kind="other", size=0, mode=stat.S_IMODE(mode)), fd
-
-
-def _link_target(name: str, parent: int) -> str | None:
-    try:
-        return os.readlink(name, dir_fd=parent)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-            return None
-        raise
-
-
-def _make_directory(name: str, parent: int) -> None:
-    try:
-        os.mkdir(name, 0o755, dir_fd=parent)
-    except FileExistsError:
-        return
-    os.chmod(name, 0o755, dir_fd=parent)  # whatever the worker's umask
-
-
-def _read_regular(name: str, parent: int, path: str, max_bytes: int) -> bytes:
-    """O_NONBLOCK: opening a fifo that nobody writes to must not hang."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise _refused(path, "a link or special file") from None
-        raise
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(mode):
-            raise _refused(path, "not a regular file")
-        chunks, left = [], max_bytes + 1
-        while left and (chunk := os.read(fd, min(left, 1 << 20))):
-            chunks.append(chunk)
-            left -= len(chunk)
-    finally:
-        os.close(fd)
-    if not left:
-        raise ValueError(f"{path}: larger than {max_bytes} bytes")
-    return b"".join(chunks)
-
-
-def _replace(name: str, parent: int, data: bytes, mode: int) -> None:
-    """Unlink and create exclusively: nothing that the agent put there is written through. A failed write leaves no file."""
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=parent)
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
-    try:
-        os.fchmod(fd, mode)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-    except OSError:
-        os.unlink(name, dir_fd=parent)
-        raise
-    finally:
-        os.close(fd)

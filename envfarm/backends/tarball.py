@@ -12,7 +12,7 @@ import stat
 import tarfile
 from typing import IO
 
-from envfarm.backends.files import walk
+from envfarm.backends.nodes import walk
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

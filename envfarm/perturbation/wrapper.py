@@ -11,7 +11,7 @@ from envfarm.formats import writer
 from envfarm.perturbation import CHANNELS, channel_class
 from envfarm.perturbation.base import Channel, Draws
 from envfarm.session import Session, Turn
-from envfarm.tools import Action, Malformed, ToolCall, check_encodable, parse_text, to_text
+from envfarm.tools import Action, Malformed, ToolCall, as_call, parse_text, to_text
 
 if TYPE_CHECKING:
     from envfarm.spec import Instance
@@ -47,10 +47,7 @@ class PerturbedSession:
     def step(self, action: Action) -> Turn:
         self._calls += 1
         try:
-            check_encodable(action)
-            call = parse_text(action, self._tools, self._text_tool) if isinstance(action, str) else action
-            if call.name not in self._tools:
-                raise Malformed(f"Unknown action {call.name!r}. Actions: {self._signatures()}")
+            call = as_call(action, self._tools, self._text_tool)
         except Malformed as error:
             return self._instead((Text(str(error)),), malformed=True)
         for channel in reversed(self.channels):

@@ -1,12 +1,14 @@
 """The three checks of an environment without Python. Each looks at artifacts that were copied out of the agent's box.
 
 - `same_as_solution`: names, kinds, permission bits and contents below the artifacts equal those that the solution leaves
-  in a fresh box of the same start. The solution and what it leaves never enter the agent's box.
+  in a fresh box of the same start. The solution and what it leaves never enter the agent's box. Databases of the tool
+  `sql` are compared by schema and rows.
 - `script`: a Python program of the environment's folder, run beside the worker in a directory that holds the artifacts.
   `ENVFARM_INSTANCE` is JSON with `params` and `row`. It passes with exit code 0 (a number on its last line is the
   reward), fails with exit code 1 or a failed `assert`; anything else is the check's own fault.
 - `expr`: a sandboxed Jinja expression over `files` (`{path below the workdir: text}`, None for what is not there),
-  `paths` (all entries), the axes and the row; truth or a number.
+  `paths` (all entries), the axes and the row; with `sql`, `query("SELECT ...")` gives the rows that the database has;
+  with `browser`, `sent` is a list of what forms sent. Truth or a number.
 
 Artifacts that cannot be copied out (links, special files, more than 16 MiB) are the agent's doing and fail.
 """
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,13 @@ import msgspec
 
 from envfarm.box import WORKDIR, SyncBox
 from envfarm.errors import SpecError, VerifierFault
+from envfarm.task.database import OverLimit, StatementError, canonical, run
+from envfarm.task.forms import sent_forms, sent_path
 
 SCRIPT_TIMEOUT_S = 60.0
 MAX_ARTIFACT_BYTES = 16 << 20
+MAX_QUERIED = 10_000
+"""Rows that `query` gives at most."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -80,9 +87,43 @@ class Texts(dict[str, str | None]):
         return None
 
 
-def expression_names(state: State) -> dict[str, Any]:
+def same(state: State, expected: State, databases: Sequence[str]) -> bool:
+    """Whether both are the same; files at `databases` hold the same, however they are laid out."""
+    if state.entries != expected.entries or state.files.keys() != expected.files.keys():
+        return False
+    return all(
+        state.files[path] == data or (path in databases and canonical(state.files[path]) == canonical(data))
+        for path, data in expected.files.items()
+    )
+
+
+class Broken(Exception):
+    """What an expression asks for is not there any more, by the agent's doing: the check fails."""
+
+
+def expression_names(state: State, options: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """`options` are those of the task's tools, by name."""
     files = Texts({path: data.decode("utf-8", "replace") for path, data in state.files.items()})
-    return {"files": files, "paths": sorted(state.entries)}
+    names: dict[str, Any] = {"files": files, "paths": sorted(state.entries)}
+    if "sql" in options:
+        names["query"] = partial(_query, state.files.get(relative(options["sql"]["database"])))
+    if "browser" in options:
+        names["sent"] = sent_forms(files[relative(sent_path(options["browser"]))] or "")
+    return names
+
+
+def _query(data: bytes | None, statement: str) -> list[tuple[Any, ...]]:
+    """Raises: Broken, VerifierFault where the statement is none."""
+    if data is None:
+        raise Broken("the database is gone, or is no artifact")
+    try:
+        return run(data, statement, max_rows=MAX_QUERIED).rows
+    except OverLimit as error:
+        raise Broken(str(error)) from None
+    except StatementError as error:
+        if any(word in str(error) for word in ("syntax error", "one statement", "not authorized", "incomplete input")):
+            raise VerifierFault(f"task.check.expr: query({statement!r}): {error}") from None
+        raise Broken(str(error)) from None
 
 
 def run_script(script: Path, state: State, instance: Mapping[str, Any]) -> bool | float:

@@ -1,12 +1,12 @@
 """Stock tools of environments without Python: one class per name in `task.tools`, put together into one scene class.
 
-A new set of tools is one class here (or in a file of its own) and one line in `envfarm.task.STOCK`.
+A new set of tools is one class here (or in a file of its own: `sql.py`, `browser.py`) and one line in `envfarm.task.STOCK`.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -17,19 +17,26 @@ from envfarm.box import WORKDIR, ExecResult, SyncBox
 from envfarm.env import Scene
 from envfarm.errors import EnvironmentFault, SpecError
 from envfarm.task import STOCK, unknown_tool
-from envfarm.tools import Malformed, ToolError, tool
+from envfarm.tools import Malformed, ToolCall, ToolError, tool
 
 SHOWN_CHARS = 2000
 """Of a command's output; the middle of more is left out."""
 SHOWN_ENTRIES = 200
+NOISE = ("ls", "ls -a", "pwd", "cat *", "echo hello > note", "mkdir new", "rm *", "touch a")
 MAX_STRIKES = 3
 """Commands that ran into a limit of the box before the episode ends with `agent_limit`: each can cost `exec_timeout_s`."""
 
 
 class Stock(Scene):
-    """What all stock tools need: the box, and the count of the agent's own mishaps."""
+    """What all stock tools need: the box, their options, and the count of the agent's own mishaps. Of its hooks each set
+    of tools has its own part and goes on to the next with `super()`."""
 
     strikes: int = 0
+    by_name: bool = False
+    options: Mapping[str, Mapping[str, str]] = {}
+    """Name in `task.tools` -> its options."""
+    sent: int = 0
+    """What cannot be taken back: how much was sent to somebody in this episode."""
 
     @property
     def place(self) -> SyncBox:
@@ -41,6 +48,32 @@ class Stock(Scene):
         self.strikes += 1
         if self.strikes >= MAX_STRIKES:
             self.end(stop="agent_limit")
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file for the agent. Raises: ToolError; a full disk is a strike as well."""
+        with told(path):
+            try:
+                self.place.write(path, data)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    self.strike()
+                raise
+
+    @classmethod
+    def made_files(cls, options: Mapping[str, str]) -> dict[str, bytes]:
+        """Files that the tools bring along, by path in the box, made from their options. Raises: SpecError."""
+        return {}
+
+    def enter(self) -> None:
+        """An episode begins."""
+
+    def noise(self) -> tuple[str, ...]:
+        """What a thoughtless agent may say now, as text."""
+        return ()
+
+    def moves(self, call: ToolCall) -> bool:
+        """Whether that call can lead away from where the next line of a solution makes sense."""
+        return False
 
 
 class Shell(Stock):
@@ -55,13 +88,12 @@ class Shell(Stock):
         if "\0" in command:
             raise Malformed("A command cannot hold a NUL character.")
         result = self.place.exec(command)
-        self.executed(command)
         if result.limit not in (None, "output"):
             self.strike()
         return show(result)
 
-    def executed(self, command: str) -> None:
-        """Called after each command of the agent."""
+    def noise(self) -> tuple[str, ...]:
+        return (*super().noise(), *(f"shell {line}" if self.by_name else line for line in NOISE), "submit")
 
 
 class Files(Stock):
@@ -95,13 +127,7 @@ class Files(Stock):
         content: its whole new content
         """
         content += "\n" if content and not content.endswith("\n") else ""
-        with told(path):
-            try:
-                self.place.write(path, content.encode("utf-8", "replace"))
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    self.strike()
-                raise
+        self.put(path, content.encode("utf-8", "replace"))
         return "ok"
 
 
@@ -119,12 +145,13 @@ def task_class(base: type[Scene], tools: tuple[str, ...]) -> type[Scene]:
     for name in tools:
         if wrong := unknown_tool(name):
             raise SpecError(f"task.tools: {wrong}")
-    parts: tuple[type[Scene], ...] = (base, Submit, *(_stock_class(name) for name in reversed(tools)))
-    return type(base.__name__, parts, {"stock": tools, "__module__": base.__module__, "__doc__": base.__doc__})
+    parts: tuple[type[Scene], ...] = (base, Submit, *(stock_class(name) for name in reversed(tools)))
+    made = {"stock": tools, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(base.__name__, parts, made | ({"text_tool": None} if any(STOCK[name].by_name for name in tools) else {}))
 
 
-def _stock_class(name: str) -> type[Scene]:
-    module, _, attribute = STOCK[name].partition(":")
+def stock_class(name: str) -> type[Stock]:
+    module, _, attribute = STOCK[name].where.partition(":")
     return getattr(import_module(module), attribute)
 
 

@@ -84,12 +84,13 @@ class Page:
 BLOCKS = frozenset({"p", "li", "h1", "h2", "h3", "div", "form", "br", "body", "ul", "ol"})
 
 TOKEN = re.compile(
-    r"""<!--.*?(?:-->|\Z) | <(script|style|title)\b.*?(?:</\1\s*>|\Z) | <[!?][^>]*>
-        | <(/?)([a-zA-Z][a-zA-Z0-9]*)((?:[^>"']|"[^"]*"|'[^']*')*)> | ([^<]+|<)""",
+    r"""<!--.*?(?:-->|\Z) | <(script|style|title)\b.*?(?:</\1\s*>|\Z) | <[!?][^>]{0,2000}+>
+        | <(/?)([a-zA-Z][a-zA-Z0-9]*)((?:[^<>"']++|"[^"]{0,2000}+"|'[^']{0,2000}+'){0,100}+)> | ([^<]+|<)""",
     re.DOTALL | re.VERBOSE | re.IGNORECASE,
 )
 """What is skipped whole (comments, scripts, styles, titles, declarations), a tag, or text: several times the speed of
-`html.parser`, which reading pages would else be half of an episode's time."""
+`html.parser`, which reading pages would else be half of an episode's time. Bounded and without backtracking: a page may
+come from an agent's hands."""
 ATTRIBUTE = re.compile(r"""([a-zA-Z][\w-]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
 
 

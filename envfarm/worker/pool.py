@@ -15,29 +15,14 @@ A worker that dies takes its sessions with it (`WorkerDied`) and is replaced. Wo
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-import envfarm
-from envfarm.errors import EnvfarmError, InfraError, UnknownIdError, WorkerDied, did_you_mean
+from envfarm.errors import InfraError, UnknownIdError, did_you_mean
 from envfarm.spec import EnvSpec
-from envfarm.worker import protocol
-from envfarm.worker.client import Address, AsyncSession, Channel, WorkerConnection, connect
+from envfarm.worker.child import WorkerProcess
+from envfarm.worker.client import AsyncSession, Channel
 from envfarm.worker.lifetime import PrivateDir
-from envfarm.worker.protocol import Failed
-
-START_TIMEOUT_S = 60.0
-DEATH_NOTICE_S = 2.0
-"""From a broken connection to the news that the process ended."""
-MAX_FAILED_STARTS = 3
-"""In a row; then a slot stays empty, and with all slots empty `session` raises."""
 
 
 class WorkerPool:
@@ -122,133 +107,3 @@ class WorkerPool:
     def pids(self) -> list[int]:
         """Of the live workers."""
         return [w.process.pid for w in self._workers if w.process is not None and w.process.returncode is None]
-
-
-class WorkerProcess:
-    """One slot of the pool: a child process, started again when it dies."""
-
-    def __init__(self, number: int, specs: list[EnvSpec], folder: Path, backend: str, max_sessions: int):
-        self._specs, self._backend, self._max_sessions = specs, backend, max_sessions
-        self._folder, self._number, self._starts = folder, number, 0
-        self.process: asyncio.subprocess.Process | None = None
-        self.up = asyncio.Event()
-        self.given_up = False
-        self.leased = 0
-        self._connecting: asyncio.Future[WorkerConnection] | None = None
-        self._closing = False
-        self._watch: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Raises: UserError, InfraError."""
-        await self._launch()
-        self._watch = asyncio.ensure_future(self._heal())
-
-    async def _launch(self) -> None:
-        self._starts += 1
-        self._address = Address(unix=str(self._folder / f"{self._number}-{self._starts}.sock"))
-        self._log = self._folder / f"{self._number}.log"
-        root = str(Path(envfarm.__file__).resolve().parent.parent)
-        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
-        with open(self._log, "ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "envfarm.worker", "--owned", "--backend", self._backend,
-                "--unix", str(self._address.unix), "--max-sessions", str(self._max_sessions),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
-            )  # fmt: skip
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(msgspec.json.encode(self._specs) + b"\n")
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                line = await self.process.stdout.readline()
-        except TimeoutError:
-            self.process.kill()
-            raise InfraError(f"a worker did not start within {START_TIMEOUT_S} s; {self.last_words()}") from None
-        answer: dict[str, Any] = msgspec.json.decode(line) if line else {}
-        if "failed" in answer:
-            raise protocol.as_exception(msgspec.convert(answer["failed"], Failed))
-        if "ready" not in answer:
-            await self.process.wait()
-            raise InfraError(f"a worker did not start; {self.last_words()}")
-        self.up.set()
-
-    async def _heal(self) -> None:
-        """Start the process again whenever it ends, until `close`."""
-        failures = 0
-        while True:
-            assert self.process is not None
-            await self.process.wait()
-            self.up.clear()
-            if not self._closing:
-                self._connecting = None
-            while not self._closing and not self.up.is_set():
-                try:
-                    await self._launch()
-                    failures = 0
-                except EnvfarmError:
-                    failures += 1
-                    if failures >= MAX_FAILED_STARTS:
-                        self.given_up = True
-                        self.up.set()  # whoever waits shall look elsewhere
-                        return
-            if self._closing:
-                return
-
-    def last_words(self) -> str:
-        """How the process ended, and the end of its log."""
-        code = self.process.returncode if self.process is not None else None
-        ended = f"ended with exit code {code}" if code is None or code >= 0 else f"was killed by {signal.Signals(-code).name}"
-        text = self._log.read_text("utf-8", "replace")[-2000:].strip() if self._log.exists() else ""
-        return (
-            f"worker {self.process.pid if self.process else '?'} "
-            + ("died" if code is None else ended)
-            + (f"; its log ends with: {text}" if text else "")
-        )
-
-    async def connection(self) -> WorkerConnection:
-        """The connection that this worker's sessions share. Raises: InfraError."""
-        if self._connecting is None:
-            self._connecting = asyncio.ensure_future(connect(self._address, died=self.last_words))
-        connecting = self._connecting
-        try:
-            connection = await asyncio.shield(connecting)
-        except InfraError:
-            if self._connecting is connecting:
-                self._connecting = None
-            raise
-        if not connection.lost:
-            return connection
-        if self._connecting is connecting:
-            self._connecting = None
-        raise WorkerDied(connection.lost)
-
-    async def is_dead(self) -> bool:
-        """Whether the process ended; one that just broke its connections is given a moment to."""
-        process = self.process
-        assert process is not None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DEATH_NOTICE_S):
-                await process.wait()
-        if process.returncode is None:
-            return False
-        if process is self.process:
-            self.up.clear()
-        return True
-
-    async def close(self) -> None:
-        """Idempotent."""
-        self._closing = True
-        process = self.process
-        if process is not None and process.returncode is None:
-            process.terminate()
-            try:
-                async with asyncio.timeout(10):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-        if self._watch is not None:
-            await self._watch
-        connecting = self._connecting
-        if connecting is not None and connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-            connecting.result().close()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,9 @@ from envfarm.worker.sessions import Done
 if TYPE_CHECKING:
     from envfarm.spec import EnvSpec
 
-SPARES = 1
-"""Processes kept ready per environment, once it was asked for."""
+SPARES = 2
+"""Processes kept ready per environment, once it was asked for: forked and warm, so that a session starts by being handed
+a socket. Each serves one session and is of about 3 MiB beside what it shares."""
 KILL_AFTER_S = 2.0
 """How long a session's process may take to end once its pipe is closed."""
 
@@ -73,9 +75,14 @@ class Zygote:
             raise InfraError("the zygote died; it is started again")
         spares = self._spares.setdefault(spec.id, deque())
         sock = next((spare for spare in _taken(spares) if _alive(spare)), None) or self._fork(spec, pipe.NOW)
-        while len(spares) < SPARES:
-            spares.append(self._fork(spec, pipe.SPARE))
-        return ProcessHost(spec, room, sock)
+        return ProcessHost(spec, room, sock, self._refill)
+
+    def _refill(self, spec: EnvSpec) -> None:
+        """Have spares made. Called when a session has given its first answer: before, they would take its time."""
+        spares = self._spares.setdefault(spec.id, deque())
+        with suppress(InfraError):  # a session that is asked for says what is wrong
+            while len(spares) < SPARES:
+                spares.append(self._fork(spec, pipe.SPARE))
 
     def _fork(self, spec: EnvSpec, kind: str) -> socket.socket:
         """Our end of the pipe to a process that is being made."""
@@ -109,23 +116,22 @@ def _taken(spares: deque[socket.socket]) -> Iterator[socket.socket]:
 
 
 def _alive(spare: socket.socket) -> bool:
-    """Whether a process that nobody watched still has its end open. Closes ours otherwise."""
-    try:
-        if spare.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-            return True
-    except BlockingIOError:
-        return True  # it has not said hello yet
-    except OSError:
-        pass
+    """Whether a process that nobody watched still has its end open, whatever it has said. Closes ours otherwise."""
+    poll = select.poll()
+    poll.register(spare, select.POLLRDHUP)
+    if not poll.poll(0):
+        return True
     spare.close()
     return False
 
 
 class ProcessHost:
-    """A session in a process of its own."""
+    """A session in a process of its own. `settled` is called once: after its first answer, or when there will be none."""
 
-    def __init__(self, spec: EnvSpec, room: BoxRoom | None, sock: socket.socket):
-        self.spec, self._room, self._sock = spec, room, sock
+    def __init__(
+        self, spec: EnvSpec, room: BoxRoom | None, sock: socket.socket, settled: Callable[[EnvSpec], None] | None = None
+    ):
+        self.spec, self._room, self._settled = spec, room, settled
         self._loop = asyncio.get_running_loop()
         self._pipe = pipe.Pipe(sock, self._loop, self._received, self._lost)
         self._done: Done | None = None
@@ -190,6 +196,7 @@ class ProcessHost:
         elif self._done is not None:
             done, self._done = self._done, None
             done(upward)
+            self._settle()
 
     async def _box_call(self, call: BoxCall) -> None:
         """Do for the session what it cannot: use its boxes."""
@@ -220,3 +227,9 @@ class ProcessHost:
         done, self._done = self._done, None
         if done is not None:
             done(protocol.failed(WorkerDied(why)))
+        self._settle()
+
+    def _settle(self) -> None:
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled(self.spec)

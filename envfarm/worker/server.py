@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from envfarm.worker import openenv, protocol, routes, websocket
+from envfarm.worker.channels import Channels
 from envfarm.worker.http import HttpError, HttpParser, HttpRequest, json_response, response
 from envfarm.worker.mcp import Mcp
-from envfarm.worker.protocol import Attach, Failed, Leave, Reply, Request, Words
+from envfarm.worker.protocol import Failed
 from envfarm.worker.seats import Seat, Sessions
-from envfarm.worker.sessions import Done
 from envfarm.worker.websocket import BINARY, CLOSE, PING, PONG, TEXT, FrameParser, WebSocketError
 
 BATCH = 16
@@ -38,7 +38,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[bytes] = deque()
         self._busy = False
         self._seat: Seat | None = None
-        self._channels: dict[bytes, tuple[Seat, Done]] = {}
+        self._channels = Channels(sessions, self._send)
         self._message: Callable[[bytes], None] = self._json_message
         self._opcode = TEXT
         self._outbox: list[bytes] | None = None
@@ -76,9 +76,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._seat is not None:
             self._seat.detach()
-        channels, self._channels = self._channels, {}
-        for seat, _ in channels.values():
-            seat.detach()
+        self._channels.detach()
 
     # HTTP.
 
@@ -130,7 +128,7 @@ class Connection(asyncio.Protocol):
         assert self._http is not None
         rest, self._http = bytes(self._http.rest), None
         if request.query.get("encoding") == "msgpack":
-            self._opcode, self._message = BINARY, self._packed_message
+            self._opcode, self._message = BINARY, self._channels.message
         else:
             if request.path == "/mcp":
                 self._message = self._mcp_message
@@ -156,48 +154,7 @@ class Connection(asyncio.Protocol):
         self._send(msgspec.json.encode({"type": "error", "data": {**openenv.error(failure), **counts}}))
         self._end(1013, failure.code)
 
-    # WebSocket messages: one method per encoding.
-
-    def _packed_message(self, payload: bytes) -> None:
-        """One of many sessions' messages: these do not wait for each other."""
-        number = payload[: protocol.CHANNEL_BYTES]
-        try:
-            message = protocol.decode_message(memoryview(payload)[protocol.CHANNEL_BYTES :])
-        except msgspec.DecodeError as error:
-            self._send(number + protocol.encode(Failed("InfraError", f"not a request: {error}", "VALIDATION_ERROR")))
-            return
-        channel = self._channels.get(number)
-        if isinstance(message, Leave):
-            if channel is not None:
-                del self._channels[number]
-                channel[0].detach()
-            return
-        if channel is None or isinstance(message, Attach):
-            opened = self._open_channel(number, message)
-            if isinstance(opened, Failed | Words):
-                self._send(number + protocol.encode(opened))
-                return
-            channel = opened
-        assert not isinstance(message, Attach)
-        channel[0].call(message, channel[1])
-
-    def _open_channel(self, number: bytes, message: Request | Attach) -> tuple[Seat, Done] | Failed | Words:
-        """A new seat for a request; the parked one for an `Attach`, answered with empty words."""
-
-        def reply(reply: Reply) -> None:
-            if number in self._channels:
-                self._send(number + protocol.encode(reply))
-
-        if isinstance(message, Attach):
-            seat = self._sessions.claim(message.session_id) if number not in self._channels else None
-            if seat is None:
-                return Failed("InfraError", f"Unknown or attached session_id: {message.session_id}", "SESSION_ERROR")
-            self._channels[number] = seat, reply
-            return Words("")
-        if self._sessions.full:
-            return Failed("InfraError", f"the worker has {self._sessions.limit} sessions, its limit", "CAPACITY_REACHED")
-        self._channels[number] = Seat(self._sessions), reply
-        return self._channels[number]
+    # WebSocket messages: one method per encoding; MessagePack is `envfarm.worker.channels`.
 
     def _json_message(self, payload: bytes) -> None:
         assert self._seat is not None

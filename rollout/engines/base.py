@@ -6,6 +6,7 @@ An engine declares its `Capabilities`; a run that needs what an engine lacks is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -28,6 +29,27 @@ class Capabilities:
     """A row's logprobs are bit-equal whatever it is batched with, and with or without a prefix-cache hit."""
     context: int = 0
     """Longest prompt plus reply in tokens; 0 is unknown."""
+    probes: bool = False
+    """`update_weights` takes a `probe` and refuses weights that do not answer it."""
+    adapters: bool = False
+    """`update_weights` takes an `Adapter` where it would take a state dict."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few tokens, and what the trainer's own forward makes of them: whoever serves its weights must agree."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # of token_ids[1:], teacher-forced, temperature 1
+    exact: bool = True  # computed in float32
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter as peft writes it, over the weights of the policy's model folder."""
+
+    config: Mapping[str, Any]  # of `adapter_config.json`
+    tensors: Mapping[str, Any]  # of `adapter_model.safetensors`: name -> Tensor
 
 
 @dataclass(frozen=True)
@@ -64,8 +86,10 @@ class Engine(Protocol):
     async def update_weights(self, version: PolicyVersion, state: Any) -> None:
         """Serve `version.policy` with new weights from now on; requests in flight continue with them, labelled.
 
-        `state` is what the trainer publishes: for the embedded engine a `dict[str, Tensor]`.
-        Raises: CapabilityError where this engine cannot, ValueError on names or shapes that do not fit.
+        `state` is what the trainer publishes: a `dict[str, Tensor]` of the names and shapes of the model folder, or an
+        `Adapter` where the engine takes them. Where the engine has `probes`, `probe=` a `Probe` is checked too.
+        Raises: CapabilityError where this engine cannot, ValueError on names or shapes that do not fit, or where the
+        weights that arrived are not those that `version` names; the old ones then go on serving.
         """
         ...
 
@@ -90,6 +114,15 @@ class SeveralPolicies(Protocol):
         ...
 
 
+@runtime_checkable
+class Restarting(Protocol):
+    """An engine that is started again after it died. Until then it fails whoever asks, so that no episode's clock runs."""
+
+    async def ready(self, policy: str) -> None:
+        """Wait until it serves `policy`. Raises: InfraError where it never will again."""
+        ...
+
+
 NEEDS_FOR_TRAINING = ("token_ids", "logprobs", "seeds", "versions")
 
 
@@ -108,6 +141,26 @@ def require(engine: Engine, needs: tuple[str, ...], *, what: str) -> None:
 
 ENGINES: dict[str, str] = {
     "torch": "rollout.engines.torch.engine:TorchEngine",
+    "vllm": "rollout.engines.vllm.engine:VLLMEngine",
     "openai": "rollout.engines.openai:OpenAIEngine",
+    "simulated": "rollout.engines.simulated.engine:SimulatedEngine",
 }
-"""Name -> `module:Class`, imported late. A new engine costs one file and one line."""
+"""Name -> `module:Class`, imported late. A new engine costs one file and a line here and in `ENGINE_KEYS`.
+
+Except for `openai`, which serves no model folder, a class is called with a mapping from policies to model folders, and by
+name `versions` (what is known of the folders' weights) and the keys of the run file that the table below gives it."""
+
+EVERY_ENGINE = ("max_in_flight", "context")
+
+ENGINE_KEYS: dict[str, tuple[str, ...]] = {
+    "torch": ("threads",),
+    "vllm": ("threads", "device", "dtype", "kv_cache", "compile", "serve", "base_url", "api_key_env", "restarts", "transport"),
+    "openai": ("base_url", "model", "api_key_env"),
+    "simulated": (),
+}
+"""Which further keys of `engine:` in a run file an engine takes, as arguments of the same names. An engine of somebody's
+own (`module:Class`) takes `threads`."""
+
+
+def engine_keys(kind: str) -> tuple[str, ...]:
+    return EVERY_ENGINE + ENGINE_KEYS.get(kind, ("threads",))

@@ -48,6 +48,10 @@ class OpenAIEngine:
         self._http: aiohttp.ClientSession | None = None
         self.capabilities = Capabilities(context=context)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """It pickles as it was made, whatever it is doing, so that another process can have one like it."""
+        return self.__dict__ | {"_http": None}
+
     async def start(self) -> None:
         """Open the connection pool and see that somebody answers. Raises: UserError where nobody does."""
         if self._http is not None:

@@ -1,33 +1,43 @@
-"""One episode per line, everything in it: what `rollout.types.Episode` holds, as JSON. `read` gives the episodes back."""
+"""`episodes.jsonl`: one episode per line, everything in it: what `rollout.types.Episode` holds, as JSON.
+
+`read` gives the episodes back, and `rollout.export.base.played` their groups, rows and advantages.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from envfarm.errors import StoreError
+from rollout.export.base import Played, Totals, played, totals
+from rollout.rows import Row
 from rollout.types import Episode
 
+FILE = "episodes.jsonl"
 
-def write(episodes: Iterable[Episode], path: Path) -> int:
-    """Write the file, whole or not at all. Raises: StoreError where the disk refuses."""
-    partial, count = path.with_name(path.name + ".tmp"), 0
-    encode = msgspec.json.Encoder().encode
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            for count, episode in enumerate(episodes, start=1):  # noqa: B007 - the count is what comes back
-                file.write(encode(episode) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror}; the store is untouched") from error
-    return count
+
+class Jsonl:
+    """Keeps everything, logs and episodes that are not ok included."""
+
+    name = "jsonl"
+    extra = ""
+
+    def write(self, groups: Iterable[Played], folder: Path) -> int:
+        encode, count = msgspec.json.Encoder().encode, 0
+        with (folder / FILE).open("wb") as file:
+            for group in groups:
+                for episode in group.group.episodes:
+                    file.write(encode(episode) + b"\n")
+                    count += 1
+        return count
+
+    def select(self, group: Played) -> list[Row]:
+        return group.rows
+
+    def totals(self, folder: Path) -> Totals:
+        return totals(row for group in played(read(folder / FILE)) for row in group.rows)
 
 
 def read(path: Path) -> Iterator[Episode]:

@@ -68,5 +68,6 @@ class Renderer(Protocol):
 RENDERERS: dict[str, str] = {
     "compact": "rollout.renderers.compact:CompactRenderer",
     "chatml": "rollout.renderers.chatml:ChatMLRenderer",
+    "chatml-text": "rollout.renderers.chatml:ChatMLTextRenderer",
     "thinking": "rollout.renderers.thinking:ThinkingRenderer",
 }

@@ -81,3 +81,14 @@ class ChatMLRenderer:
 
     def rewritten(self, message: Message) -> Message:
         return message
+
+
+class ChatMLTextRenderer(ChatMLRenderer):
+    """ChatML for small models: the tools are not described (their JSON schemas would be most of what is read), actions are
+    plain text, as `envfarm.tools.parse_text` reads them. What to do is in the observations, how to say it is learned."""
+
+    name = "chatml-text"
+    template_hash = stable_hash(["chatml-text", 1, START, END])
+
+    def render_message(self, message: Message, index: int, *, tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        return super().render_message(message, index)

@@ -59,12 +59,13 @@ class StoreReader:
             raise StoreError(f"{self.path} holds no episode {episode_id}")
         return self._load(entry)
 
-    def find(self, slot: Slot, instance_hash: str, seats: Mapping[str, PolicyVersion]) -> Episode | None:
-        """The finished episode of a slot, if it was of this instance and these weights (checksums, not numbers)."""
+    def find(self, slot: Slot, instance_hash: str, seats: Mapping[str, PolicyVersion] | None) -> Episode | None:
+        """The finished episode of a slot, if it was of this instance and these weights (checksums, not numbers; None
+        is any)."""
         for entry in reversed(self.index.slots.get(slot, [])):
             if entry.stop in (StopReason.ABORTED, StopReason.INFRA_ERROR) or entry.instance_hash != instance_hash:
                 continue
-            if entry.seats == {role: (v.policy, v.checksum) for role, v in seats.items()}:
+            if seats is None or entry.seats == {role: (v.policy, v.checksum) for role, v in seats.items()}:
                 return self._load(entry)
         return None
 

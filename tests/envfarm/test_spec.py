@@ -225,7 +225,18 @@ def test_every_mistake_is_told_at_its_place(body: str, place: str, says: str, tm
         (TASK, "5:3", "the key 'check' is missing"),
         (TASK + "  check: {expr: 'files['}\n", "6:17", "is no expression"),
         (TASK + "  tools: [shel]\n  check: {expr: 'true'}\n", "6:11", "unknown 'shel' (did you mean 'shell'?)"),
-        (TASK + "  tools: [shell, sql]\n  check: {expr: 'true'}\n", "6:18", "'sql' is not implemented yet"),
+        (TASK + "  tools: [shell, sql]\n  check: {expr: 'true'}\n", "6:18", "sql needs the key 'database'"),
+        (TASK + "  tools: [{sql: {}}]\n  check: {expr: 'true'}\n", "6:17", "sql needs the key 'database'"),
+        (TASK + "  tools: [{sql: {databse: /task/a}}]\n  check: {expr: 'true'}\n", "6:18", "(did you mean 'database'?)"),
+        (TASK + "  tools: [{sql: {database: /tmp/a}}]\n  check: {expr: 'true'}\n", "6:28", "'/tmp/a' is not below /task"),
+        (TASK + "  tools: [{sql: {database: [a]}}]\n  check: {expr: 'true'}\n", "6:28", "expected text, found a list of 1"),
+        (TASK + "  tools: [{sql: {database: a, create: b.j2}}]\n  check: {expr: 'true'}\n", "6:39", "no such file"),
+        (TASK + "  tools: [{browser: /task/site}]\n  check: {expr: 'true'}\n", "6:21", "expected options (site, sent), found"),
+        (TASK + "  tools: [{browser: {site: '{{ a'}}]\n  check: {expr: 'true'}\n", "6:28", "TemplateSyntaxError"),
+        (TASK + "  tools: [{shell: {fast: yes}}]\n  check: {expr: 'true'}\n", "6:20", "shell takes none"),
+        (TASK + "  tools: [{shell: {}, files: {}}]\n  check: {expr: 'true'}\n", "6:11", "expected a name, or one name with"),
+        (TASK + "  tools: [files, {files: {}}]\n  check: {expr: 'true'}\n", "6:18", "'files' stands there twice"),
+        (TASK + "  tools: [7]\n  check: {expr: 'true'}\n", "6:11", "expected a name, or one name with its options, found 7"),
         (TASK + "  setup: '{% if %}'\n  check: {expr: 'true'}\n", "6:10", "task.setup: an inline template: TemplateSyntaxError"),
         (TASK + "  files: {'{{ a': b}\n  check: {expr: 'true'}\n", "6:19", "TemplateSyntaxError"),
         (TASK + "  artifacts: [/etc/passwd]\n  check: {expr: 'true'}\n", "6:15", "'/etc/passwd' is not below /task"),
@@ -277,6 +288,21 @@ def test_the_json_schema_accepts_what_loads(file: Path | None, tmp_path: Path) -
 def test_the_json_schema_refuses_what_does_not(change: dict[str, Any]) -> None:
     data = {k: v for k, v in {**yaml.safe_load(REPAIR), **change}.items() if v is not None}
     assert not jsonschema.Draft202012Validator(json_schema()).is_valid(data)
+
+
+TOYS = Path(__file__).parent / "toys"
+
+
+@pytest.mark.parametrize("file", [TOYS / "orders" / "orders.yaml", TOYS / "desk" / "desk.yaml"], ids=lambda f: f.stem)
+@pytest.mark.parametrize("tools", [None, ["sql"], [{"sql": {}}], [{"browser": {"site": "a", "page": "b"}}], [{"shell": {}}], []])
+def test_the_json_schema_knows_tools_and_their_options(file: Path, tools: list[Any] | None) -> None:
+    data = read_yaml(file).data
+    if tools is not None:
+        data["task"]["tools"] = tools
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid(data) == (tools is None)
+    if tools is None:
+        spec = load_spec(file)
+        assert EnvSpec.from_json(spec.to_json()) == spec
 
 
 def test_sizes() -> None:

@@ -106,6 +106,9 @@ def test_export_to_jsonl_gives_every_episode_back(store: Path, tmp_path: Path, c
     assert list(read(out / "episodes.jsonl")) == list(Store.open(store).episodes())
     assert command("export", "--to", "jsnol", store, "--output", out) == 2
     assert "did you mean 'jsonl'" in capsys.readouterr().err
+    assert command("export", store, "--output", tmp_path / "none", "--env", "toy/lump-v0") == 2
+    assert "environments: toy/lamp-v0" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert command("export", store, "--output", out) == 2, "what is there is not overwritten"
 
 
 def test_eval_counts_by_split_and_environment(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

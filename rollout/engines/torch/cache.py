@@ -37,7 +37,10 @@ class Lanes:
     def clear(self) -> None:
         """Forget everything; also whatever a diverged model may have left, since masked rows are still multiplied."""
         self.resident[:] = 0
-        self.kv.zero_()
+        used = np.flatnonzero((self.tokens >= 0).any(axis=0))
+        rows = self.kv.view(self.config.layers, self.count, self.capacity, self.row)
+        rows[:, :, : used[-1] + 1 if len(used) else 0].zero_()
+        rows[:, :, self.scratch].zero_()
 
     def matches(self, prompt: np.ndarray, resident: np.ndarray) -> np.ndarray:
         """How many leading tokens of `prompt` each lane shares, at most `resident` of it. int64 `[lanes]`."""

@@ -35,7 +35,7 @@ def checksum(state: Mapping[str, Tensor]) -> str:
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight of a decoder, as Hugging Face's Qwen3 names them."""
+    """Name -> shape of every weight of a decoder, as Hugging Face names them."""
     c = config
     out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab, c.width)}
     for i in range(c.layers):
@@ -46,13 +46,13 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             f"{at}self_attn.k_proj.weight": (c.kv_heads * c.head_dim, c.width),
             f"{at}self_attn.v_proj.weight": (c.kv_heads * c.head_dim, c.width),
             f"{at}self_attn.o_proj.weight": (c.width, c.heads * c.head_dim),
-            f"{at}self_attn.q_norm.weight": (c.head_dim,),
-            f"{at}self_attn.k_norm.weight": (c.head_dim,),
             f"{at}post_attention_layernorm.weight": (c.width,),
             f"{at}mlp.gate_proj.weight": (c.ffn, c.width),
             f"{at}mlp.up_proj.weight": (c.ffn, c.width),
             f"{at}mlp.down_proj.weight": (c.width, c.ffn),
         }
+        if c.qk_norm:
+            out |= {f"{at}self_attn.{name}_norm.weight": (c.head_dim,) for name in ("q", "k")}
     out["model.norm.weight"] = (c.width,)
     if not c.tie:
         out["lm_head.weight"] = (c.vocab, c.width)

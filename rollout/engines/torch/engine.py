@@ -27,13 +27,16 @@ from envfarm.errors import InfraError, UnknownIdError, UserError, did_you_mean
 from rollout.engines.base import Capabilities, Generation
 from rollout.engines.torch.batching import LaneRunner
 from rollout.engines.torch.checkpoint import checksum, load_config, load_state, read_config
-from rollout.engines.torch.config import unsupported
+from rollout.engines.torch.config import ModelConfig, unsupported
 from rollout.engines.torch.model import Decoder
 from rollout.engines.torch.probe import batch_invariant
 from rollout.engines.torch.request import Request, Runner
 from rollout.types import PolicyVersion, SamplingParams
 
 Model = Decoder | str | Path
+
+CACHE_BYTES, ENOUGH = 4 << 30, 1024
+"""Where `context` is not given: as many tokens as this much cache holds for all lanes, but never fewer than enough."""
 
 SMALL = 5_000_000
 """Weights up to which one core computes a step faster than two that share each operation."""
@@ -44,7 +47,7 @@ class TorchEngine:
 
     `max_in_flight` requests per policy are sampled at once, others wait; conversations keep their place in the cache
     between turns, so it should be at least the number of episodes that run at once. `context` is the longest prompt
-    plus reply; the model's own limit unless given. `versions` labels the initial weights (default: number 0 with the
+    plus reply; the model's own limit unless given (or less, where that takes gigabytes). `versions` labels the initial weights (default: number 0 with the
     weights' checksum).
     """
 
@@ -166,11 +169,23 @@ class TorchEngine:
             _verify(version, state)
         except ValueError as e:
             raise UserError(f"policy {policy!r}, {model if not isinstance(model, Decoder) else 'decoder'}: {e}") from None
-        context = min(self._context or config.max_len, config.max_len)
+        context = self._limit(policy, config)
         with torch.inference_mode():
             runner = LaneRunner(config, state, version, lanes=self._max_in_flight, context=context)
             runner.batch_invariant = batch_invariant(config, runner.weights)
         return runner
+
+    def _limit(self, policy: str, config: ModelConfig) -> int:
+        """Longest prompt plus reply. Raises: UserError where more is asked for than the model knows positions."""
+        if self._context is None:
+            token = 8 * config.layers * config.kv_heads * config.head_dim  # bytes of keys and values
+            return min(config.max_len, max(ENOUGH, CACHE_BYTES // (token * self._max_in_flight)))
+        if self._context > config.max_len:
+            raise UserError(
+                f"engine.context is {self._context}, but the model of policy {policy!r} reads at most {config.max_len} tokens; "
+                "leave `context` out, or give at most that"
+            )
+        return self._context
 
     def _runner(self, policy: str) -> Runner:
         if self._thread is None or self._closing or self._died is not None:

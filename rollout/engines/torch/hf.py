@@ -50,7 +50,12 @@ class HFRunner:
         parameters = inspect.signature(model.forward).parameters
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         limit = int(model.config.max_position_embeddings)
-        self.context = min(context or limit, limit)
+        if context is not None and context > limit:
+            raise UserError(
+                f"engine.context is {context}, but the model of policy {policy!r} reads at most {limit} tokens; leave `context` "
+                "out, or give at most that"
+            )
+        self.context = context or limit
         self.vocab, self.weight_count = int(model.config.vocab_size), model.num_parameters()
         self.version = version or PolicyVersion(policy=policy, checksum=checksum(model.state_dict()))
         self.max_in_flight = max_in_flight

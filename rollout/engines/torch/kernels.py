@@ -20,8 +20,10 @@ queries and keys) so that rotating is one complex product.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,7 @@ ROWS = 16
 @dataclass
 class LayerWeights:
     qkv: Tensor  # [W, (H + 2K) * D]
-    norms: Tensor  # [H + K, D]: query norms with the attention scale, then key norms
+    norms: Tensor | None  # [H + K, D]: query norms with the attention scale, then key norms; None: not normed
     out: Tensor  # [H * D, W]
     gate_up: Tensor  # [W, 2 * ffn]
     down: Tensor  # [ffn, W]
@@ -55,6 +57,12 @@ class Weights:
         angles = torch.arange(capacity, dtype=torch.float64)[:, None] * inverse_frequencies(config)
         self.rotary = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)  # [capacity, D/2]
 
+    def first_layers(self, count: int) -> Weights:
+        """The same weights without the layers above."""
+        part = copy(self)
+        part.config, part.layers = msgspec.structs.replace(self.config, layers=count), self.layers[:count]
+        return part
+
 
 def _layer(config: ModelConfig, state: Mapping[str, Tensor], at: str) -> LayerWeights:
     c, attn, root = config, at + "self_attn.", config.width**0.5
@@ -63,13 +71,18 @@ def _layer(config: ModelConfig, state: Mapping[str, Tensor], at: str) -> LayerWe
     def interleaved(name: str, heads: int) -> Tensor:
         return state[f"{attn}{name}_proj.weight"].view(heads, c.head_dim, c.width)[:, pairs].reshape(-1, c.width)
 
-    qkv = torch.cat((interleaved("q", c.heads), interleaved("k", c.kv_heads), state[attn + "v_proj.weight"]))
-    q_norm = state[attn + "q_norm.weight"][pairs]  # the attention scale and the norm's root cancel out
-    k_norm = state[attn + "k_norm.weight"][pairs] * c.head_dim**0.5
+    queries, norms = interleaved("q", c.heads), None
+    if c.qk_norm:
+        q_norm = state[attn + "q_norm.weight"][pairs]  # the attention scale and the norm's root cancel out
+        k_norm = state[attn + "k_norm.weight"][pairs] * c.head_dim**0.5
+        norms = torch.cat((q_norm.expand(c.heads, -1), k_norm.expand(c.kv_heads, -1))).contiguous()
+    else:
+        queries = queries * c.head_dim**-0.5
+    qkv = torch.cat((queries, interleaved("k", c.kv_heads), state[attn + "v_proj.weight"]))
     gate_up = torch.cat((state[at + "mlp.gate_proj.weight"], state[at + "mlp.up_proj.weight"]))
     return LayerWeights(
         qkv=(qkv * state[at + "input_layernorm.weight"] * root).t().contiguous(),
-        norms=torch.cat((q_norm.expand(c.heads, -1), k_norm.expand(c.kv_heads, -1))).contiguous(),
+        norms=norms,
         out=state[attn + "o_proj.weight"].t().contiguous(),
         gate_up=(gate_up * state[at + "post_attention_layernorm.weight"] * root).t().contiguous(),
         down=state[at + "mlp.down_proj.weight"].t().contiguous(),
@@ -114,7 +127,9 @@ def forward(weights: Weights, cache: Lanes, plan: Plan) -> Tensor:
     rotary = weights.rotary.index_select(0, plan.positions)[:, None]
     for i, w in enumerate(weights.layers):
         qkv = torch.mm(_normed(x, c.eps), w.qkv)
-        qk = _normed(qkv[:, : heads * c.head_dim].unflatten(-1, (heads, c.head_dim)), c.eps).mul_(w.norms)
+        qk = qkv[:, : heads * c.head_dim].unflatten(-1, (heads, c.head_dim))
+        if w.norms is not None:
+            qk = _normed(qk, c.eps).mul_(w.norms)
         qk = torch.view_as_real(torch.view_as_complex(qk.unflatten(-1, (-1, 2))) * rotary).flatten(1)
         rows = torch.cat((qk[:, queries:], qkv[:, heads * c.head_dim :]), dim=1)
         cache.kv[i].index_copy_(0, plan.write, rows)

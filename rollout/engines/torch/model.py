@@ -1,9 +1,12 @@
-"""The small decoder that the demo trains: parameters are named as in Hugging Face's Qwen3, so that Transformers and
-vLLM load the same folder.
+"""The decoder that we train: parameters are named as in Hugging Face's Qwen3 and Llama, so that Transformers and vLLM
+load the same folder.
 
 This file is the training side: sequences come packed (no padding), `hidden` gives the last states and `logits` the
 head, only where asked for, because the head is the most expensive layer of a small model. Sampling does the same
 arithmetic in another order (`kernels.py`); the two agree to float32 rounding.
+
+Sequences that begin alike (the same system prompt, the same first observation) may share their beginning: it is computed
+once and every sequence attends to it.
 
 Shapes: N packed tokens, B sequences, T the longest of them, H heads, K kv heads, D head_dim, W width, V vocabulary.
 """
@@ -31,9 +34,12 @@ class RMSNorm(nn.Module):
 
 
 class Packing:
-    """Where packed tokens sit once padded to `[B, T]`, and their rotary angles; made once per batch, not per layer."""
+    """Where packed tokens sit once padded to `[B, T]`, and their rotary angles; made once per batch, not per layer.
+    The first `shared` tokens are in no sequence: they stand before each."""
 
     def __init__(self, cu_seqlens: Tensor, positions: Tensor, config: ModelConfig):
+        self.shared = int(cu_seqlens[0])
+        cu_seqlens = cu_seqlens - self.shared
         lengths = cu_seqlens[1:] - cu_seqlens[:-1]
         self.batch, self.longest, self.tokens = len(lengths), int(lengths.max()), int(cu_seqlens[-1])
         row = torch.repeat_interleave(torch.arange(self.batch), lengths)
@@ -55,9 +61,23 @@ class Packing:
         x = x.transpose(1, 2).reshape(self.batch * self.longest, -1)
         return x if self.full else x.index_select(0, self.index)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`[N, H, D]` each -> `[N, H * D]`. Padding stands behind each sequence, so the causal mask alone hides it."""
+        n = self.shared
+        if n == 0:
+            return self.unpad(F.scaled_dot_product_attention(self.pad(q), self.pad(k), self.pad(v), is_causal=True))
+        first_q, first_k, first_v = (x[:n].transpose(0, 1)[None] for x in (q, k, v))
+        first = F.scaled_dot_product_attention(first_q, first_k, first_v, is_causal=True)
+        keys = torch.cat((first_k.expand(self.batch, -1, -1, -1), self.pad(k[n:])), dim=2)
+        values = torch.cat((first_v.expand(self.batch, -1, -1, -1), self.pad(v[n:])), dim=2)
+        sees = torch.ones(self.longest, n + self.longest, dtype=torch.bool).tril(n)
+        rest = F.scaled_dot_product_attention(self.pad(q[n:]), keys, values, attn_mask=sees)
+        return torch.cat((first[0].transpose(0, 1).flatten(1), self.unpad(rest)))
+
     def rotate(self, x: Tensor) -> Tensor:
+        """By float32 angles, whatever the type of `x` [N, H, D]."""
         first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        return (x * self.cos + torch.cat((-second, first), dim=-1) * self.sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -68,7 +88,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
         self.v_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
         self.o_proj = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
-        self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.eps), RMSNorm(c.head_dim, c.eps)
+        self.q_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         c = self.config
@@ -77,9 +98,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(-1, c.kv_heads, c.head_dim)
         groups = c.heads // c.kv_heads
         k, v = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
-        # Padding stands behind each sequence, so the causal mask alone hides it.
-        out = F.scaled_dot_product_attention(packing.pad(q), packing.pad(k), packing.pad(v), is_causal=True)
-        return self.o_proj(packing.unpad(out))
+        return self.o_proj(packing.attend(q, k, v))
 
 
 class MLP(nn.Module):
@@ -146,11 +165,12 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Tensor, cu_seqlens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Final normed states `[N, W]` of packed `tokens` `[N]`.
 
-        `cu_seqlens` `[B + 1]` are the bounds of the sequences (0 first, N last); `positions` `[N]` start at 0 in each
+        `cu_seqlens` `[B + 1]` are the bounds of the sequences (N last). The first is 0, or how many tokens stand before
+        each of the sequences: they are given and computed once. `positions` `[N]` count from the beginning of each
         sequence unless given. Raises: ValueError where the bounds do not cover the tokens.
         """
         cu_seqlens = cu_seqlens.long()
-        if int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != len(tokens):
+        if int(cu_seqlens[0]) < 0 or int(cu_seqlens[-1]) != len(tokens):
             raise ValueError(f"cu_seqlens run from {int(cu_seqlens[0])} to {int(cu_seqlens[-1])}, tokens: {len(tokens)}")
         if positions is None:
             positions = positions_of(cu_seqlens)
@@ -180,7 +200,7 @@ class Decoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Decoder:
-        """Read a folder of the Qwen3 family. Raises: UserError where it is missing or damaged, or does not fit."""
+        """Read a folder of the Qwen3 or Llama family. Raises: UserError where it is missing or damaged, or does not fit."""
         from rollout.engines.torch.checkpoint import load_config, load_state
 
         decoder = cls(load_config(folder))
@@ -195,9 +215,10 @@ class Decoder(nn.Module):
 
 
 def positions_of(cu_seqlens: Tensor) -> Tensor:
-    """0, 1, 2 ... within each sequence, `[N]`."""
-    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-    return torch.arange(int(cu_seqlens[-1])) - torch.repeat_interleave(cu_seqlens[:-1], lengths)
+    """0, 1, 2 ... within each sequence, `[N]`; what stands before all of them counts."""
+    shared, lengths = int(cu_seqlens[0]), cu_seqlens[1:] - cu_seqlens[:-1]
+    own = torch.arange(shared, int(cu_seqlens[-1])) - torch.repeat_interleave(cu_seqlens[:-1] - shared, lengths)
+    return torch.cat((torch.arange(shared), own))
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import socket
 from typing import Any
 
 import msgspec
@@ -16,9 +18,10 @@ from envfarm.registry import make_scene
 from envfarm.session import LocalSession, Turn
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.worker.client import AsyncSession
-from envfarm.worker.process import ProcessHost
+from envfarm.worker.pipe import Hello, decode_upward
+from envfarm.worker.process import SPARES, ProcessHost
 from envfarm.worker.serving import Worker
-from tests.envfarm.worker.helpers import LAMP, PaperBackend, running, session, toy
+from tests.envfarm.worker.helpers import LAMP, PaperBackend, running, session, toy, wait_gone
 
 KINDS = ["shared", "process"]
 
@@ -141,6 +144,40 @@ def test_a_session_process_that_is_killed_takes_nobody_along() -> None:
                 await on.close()
 
     asyncio.run(kill())
+
+
+def test_a_session_starts_in_a_process_that_waits_and_dead_ones_are_passed_over() -> None:
+    async def start() -> None:
+        spec = toy("process")
+        async with running(spec) as (worker, url):
+            assert worker._zygote is not None
+            on = await session(url, spec)
+            await on.reset(spec.instance("train", 0))
+            spares = worker._zygote._spares[spec.id]
+            assert len(spares) == SPARES  # they are asked for before the answer goes out
+            waiting = list(spares)
+            pids = [await asyncio.to_thread(pid_of, spare) for spare in waiting]
+            assert len({*pids, hosts(worker)[0].pid}) == SPARES + 1
+            os.kill(pids[0], signal.SIGKILL)
+            assert await asyncio.to_thread(wait_gone, pids[0])
+            first = (await on.step("roll")).text
+            await on.reset(spec.instance("train", 0))
+            assert [h.pid for h in hosts(worker)] == [pids[1]] and waiting[0].fileno() == -1
+            assert (await on.step("roll")).text == first  # fresh, as any other
+            assert len(spares) == SPARES and not {*spares} & {*waiting}
+            left = [await asyncio.to_thread(pid_of, spare) for spare in spares]
+            await on.close()
+        assert all([await asyncio.to_thread(wait_gone, pid) for pid in left])
+
+    asyncio.run(start())
+
+
+def pid_of(spare: socket.socket) -> int:
+    """What the waiting process says first, which stays in the socket for whoever takes it."""
+    assert select.select([spare], [], [], 15)[0]
+    hello = decode_upward(spare.recv(64, socket.MSG_PEEK)[4:])
+    assert isinstance(hello, Hello)
+    return hello.pid
 
 
 def test_global_random_state_is_the_session_s_own_and_part_of_a_fork() -> None:

@@ -118,6 +118,6 @@ def test_a_cancelled_call_leaves_the_others_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_transformers_cannot_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     with pytest.raises(UserError, match="cannot load"):
         asyncio.run(TorchEngine({"x": tmp_path}).start())

@@ -36,11 +36,12 @@ def lamp() -> EnvSpec:
 
 
 def play(
-    policy: Policy, *, groups: int, size: int, stage: str, store: Path, max_tokens: int = 16, seed: int = 5
-) -> list[Group]:
-    """Groups of the lamp, stored."""
-    spec = lamp()
-    choices = [EnvChoice(spec, {"agent": "p"}, setting=EASY)]
+    policy: Policy, *, groups: int, size: int, stage: str, store: Path, max_tokens: int = 16, seed: int = 5,
+    spec: EnvSpec | None = None, setting: Mapping[str, Any] = EASY,
+) -> list[Group]:  # fmt: skip
+    """Groups of the lamp, or of another environment, stored."""
+    spec = spec or lamp()
+    choices = [EnvChoice(spec, {"agent": "p"}, setting=setting)]
     sampling = SamplingParams(max_tokens=max_tokens)
     requests = draw_groups(choices, seed=seed, stage=stage, step=0, groups=groups, size=size, sampling=sampling)
     plan = RunPlan(run="lamps", seed=seed, specs={spec.id: spec})

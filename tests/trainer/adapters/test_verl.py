@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from envfarm.errors import CapabilityError, UserError
+from envfarm.errors import CapabilityError, RunHaltedError, UserError
 from envfarm.registry import default_registry
 from rollout.advantages import advantages
 from rollout.engines.base import Capabilities, Generation
@@ -25,7 +27,7 @@ pytestmark = [pytest.mark.verl, pytest.mark.timeout(900)]
 TOYS = Path(__file__).resolve().parents[2] / "toy"
 GROUPS, MEMBERS = 4, 4
 SETTING = {"perturb": "off", "rung": 1}
-LENGTHS = ["data.max_prompt_length=640", "data.max_response_length=400"]
+LENGTHS = ["data.max_prompt_length=1200", "data.max_response_length=700"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,8 @@ def configuration(data: Path, model: str, *more: str) -> Any:
         "actor_rollout_ref.rollout.name=vllm", f"actor_rollout_ref.model.path={model}",
         "+actor_rollout_ref.model.override_config.attn_implementation=eager",
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={data / 'agent.yaml'}",
-        "actor_rollout_ref.rollout.agent.num_workers=2", f"actor_rollout_ref.rollout.n={MEMBERS}", "data.filter_overlong_prompts=True", f"+data.cache_dir={data / 'cache'}", *LENGTHS, *more,
+        f"actor_rollout_ref.rollout.n={MEMBERS}",
+        "data.filter_overlong_prompts=True", f"+data.cache_dir={data / 'cache'}", *LENGTHS, *more,
     ]  # fmt: skip
     with initialize_config_dir(config_dir=folder, version_base=None):
         return compose("ppo_trainer", overrides=overrides)
@@ -164,11 +167,11 @@ def test_rows_of_verl_are_our_rows(played: Any, ours: list[Row]) -> None:
     """Ids, masks and logprobs to the bit; padding, rewards and position ids as verl's own worker lays them out."""
     got = played.output.batch
     assert len(ours) == len(got) == GROUPS * MEMBERS
-    expected = padded(ours, prompt_length=640, response_length=400)
+    expected = padded(ours, prompt_length=1200, response_length=700)
     pad = got["prompts"][0, 0].item()
     for name in ("prompts", "responses", "input_ids"):
         kept = expected["attention_mask"].astype(bool)
-        kept = kept if name == "input_ids" else kept[:, :640] if name == "prompts" else kept[:, 640:]
+        kept = kept if name == "input_ids" else kept[:, :1200] if name == "prompts" else kept[:, 1200:]
         assert np.array_equal(np.where(kept, expected[name], pad), got[name].numpy()), name
     for name in ("response_mask", "attention_mask", "position_ids", "rollout_log_probs", "rm_scores"):
         assert np.array_equal(expected[name], got[name].numpy()), name
@@ -244,7 +247,7 @@ def test_same_tokens_and_advantages_and_loss(played: Any, ours: list[Row]) -> No
         config=LossConfig(clip_low=0.1, clip_high=0.3),
     )  # fmt: skip
     terms.loss_N.sum().backward()
-    assert float(loss) == pytest.approx(float(terms.loss_N.sum()), abs=1e-5)
+    assert loss.item() == pytest.approx(terms.loss_N.sum().item(), abs=1e-5)
     assert metrics["actor/pg_clipfrac"] > 0.05
     assert logprobs.grad is not None and flat.grad is not None
     assert torch.allclose(logprobs.grad[at], flat.grad, atol=1e-6) and float(flat.grad.abs().max()) > 1e-4
@@ -268,3 +271,107 @@ def test_response_budget_and_first_observation(data: Path, model: str) -> None:
     config = configuration(data, model, "data.max_prompt_length=16")
     with pytest.raises(UserError, match=r"max_prompt_length is 16"):
         asyncio.run(AgentLoopWorker(config, ScriptedServer(config, model)).generate_sequences(batch))
+
+
+def test_verls_manager_over_ray(data: Path, model: str, played: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`AgentLoopManager` with its Ray actors: the same batch gives the same tokens, in other processes."""
+    import ray
+    from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+
+    from tests.trainer.adapters.verl_server import ScriptedServer
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    set_max_tokens(data, 48)
+    config = configuration(data, model, "actor_rollout_ref.rollout.agent.num_workers=2")
+    batch = batch_of(data, config)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    try:
+        manager = AgentLoopManager.create(config=config, llm_client=ScriptedServer(config, model))
+        output = manager.generate_sequences(batch)
+    finally:
+        ray.shutdown()
+    for name in ("input_ids", "attention_mask", "response_mask", "rollout_log_probs", "rm_scores"):
+        assert np.array_equal(output.batch[name].numpy(), played.output.batch[name].numpy()), name
+    assert output.meta_info["timing"]["agent_loop/num_preempted/max"] == 0
+
+
+def test_what_breaks_is_played_again_and_then_stops_the_run(model: str, tmp_path: Path) -> None:
+    """An environment whose code raises gives no row: neither reward 0 nor a row without trained tokens."""
+    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+
+    from tests.trainer.adapters.verl_server import ScriptedServer
+
+    home, data = tmp_path / "environment", tmp_path / "data"
+    home.mkdir()
+    yaml, code = (TOYS / "lamp.yaml").read_text(), (TOYS / "lamp.py").read_text()
+    (home / "faulty.yaml").write_text(yaml.replace("toy/lamp-v0", "toy/faulty-v0").replace("./lamp.py", "./faulty.py"))
+    assert 'return "The lamp shines."' in code
+    (home / "faulty.py").write_text(code.replace('return "The lamp shines."', 'raise RuntimeError("no power")'))
+    spec = default_registry([home]).get("toy/faulty-v0")
+    write_instances(spec, data, count=GROUPS, setting=SETTING)
+    with (data / "agent.yaml").open("a") as agent:
+        agent.write(f"  env_paths: [{home}]\n  attempts: 2\n")
+    config = configuration(data, model)
+    server = ScriptedServer(config, model)
+    with pytest.raises(RunHaltedError, match=r"2 attempts at one episode broke; the last one: .*no power"):
+        asyncio.run(AgentLoopWorker(config, server).generate_sequences(batch_of(data, config)))
+
+
+@pytest.mark.box
+def test_a_box_inside(model: str, tmp_path: Path) -> None:
+    """coding/shell: what the model types runs in bubblewrap, below verl's worker."""
+    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+
+    from rollout.tokenizers import HFTokenizer
+    from tests.trainer.adapters.verl_server import Typist
+
+    spec = default_registry().get("coding/shell-v0")
+    write_instances(spec, tmp_path, count=GROUPS, setting={"rung": 0, "perturb": "off"})
+    config = configuration(tmp_path, model, "data.max_prompt_length=4000", "data.max_response_length=1500")
+    batch = batch_of(tmp_path, config)[:2]
+    output = asyncio.run(AgentLoopWorker(config, Typist(config, model)).generate_sequences(batch))
+    said = output.non_tensor_batch
+    assert set(said["envfarm_stop"]) <= {"terminated", "agent_stopped", "turn_limit", "context_limit"}
+    ids = output.batch["responses"][0][output.batch["attention_mask"][0, 4000:].bool()].tolist()
+    assert "forty-two is 42" in HFTokenizer(model).decode(ids)
+
+
+def test_rows_that_are_not_ours(model: str, data: Path) -> None:
+    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+
+    from tests.trainer.adapters.verl_server import ScriptedServer
+
+    config = configuration(data, model)
+    worker = AgentLoopWorker(config, ScriptedServer(config, model))
+    batch = batch_of(data, config)
+    foreign = batch[:1]
+    foreign.non_tensor_batch["extra_info"] = np.array([{"index": 0, "split": "train"}], dtype=object)
+    with pytest.raises(UserError, match="names no environment"):
+        asyncio.run(worker.generate_sequences(foreign))
+    old = batch[:1]
+    extra = dict(old.non_tensor_batch["extra_info"][0])
+    extra["instance"] = extra["instance"].replace('"spec_hash":"', '"spec_hash":"0')
+    old.non_tensor_batch["extra_info"] = np.array([extra], dtype=object)
+    with pytest.raises(UserError, match="another version of toy/lamp-v0"):
+        asyncio.run(worker.generate_sequences(old))
+
+
+def test_the_page_as_it_stands(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of docs/trainers/verl.md: datasets are written, and verl's configuration knows every key."""
+    from rollout.export.verl import main
+    from tests.trainer.adapters.pages import commands
+
+    monkeypatch.chdir(tmp_path)
+    first = [shlex.split(c) for c in commands("verl", "Train with verl")]
+    for words in first:
+        if words[:3] == ["python", "-m", "rollout.export.verl"]:
+            main([{"1000": "5", "200": "3"}.get(w, w) for w in words[3:]])
+    (command,) = [shlex.split(c) for c in commands("verl", "The command")]
+    assert command[:3] == ["python", "-m", "verl.trainer.main_ppo"]
+    given = [w.replace("=MODEL", f"={model}").replace("$PWD", str(tmp_path)) for w in command[3:]]
+    config = configuration(tmp_path / "data" / "train", model, *given)
+    assert config.actor_rollout_ref.rollout.n == 8 and config.algorithm.norm_adv_by_std_in_grpo is False
+    for files, count in ((config.data.train_files, 5), (config.data.val_files, 3)):
+        assert pq.read_metadata(files).num_rows == count
+    assert Path(config.actor_rollout_ref.rollout.agent.agent_loop_config_path).is_file()

@@ -70,3 +70,16 @@ def scripted_reply(tokenizer: HFTokenizer, prompt_ids: list[int], priority: int)
     ids = [*tokenizer.encode(said), tokenizer.special("<|im_end|>")]
     rng = generator("logprobs", int.from_bytes(digest[:4], "little"))
     return ids, [-float(x) for x in rng.random(len(ids))]
+
+
+class Typist(ScriptedServer):
+    """Types one shell command, again and again."""
+
+    async def generate(  # type: ignore[override]
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any
+    ) -> TokenOutput:
+        await asyncio.sleep(0)
+        tokenizer = HFTokenizer(self.model)
+        ids = [*tokenizer.encode("echo forty-two is $((6 * 7))"), tokenizer.special("<|im_end|>")]
+        ids = ids[: sampling_params["max_tokens"]]
+        return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids), stop_reason="completed", num_preempted=0)

@@ -1,0 +1,175 @@
+"""One replica as the driver sees it: an actor, started again when it dies, and told everything that it missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+import envfarm
+from envfarm.errors import EnvfarmError, InfraError, UserError
+from rollout.distributed.cluster import Cluster
+from rollout.distributed.parcels import Greeting
+from rollout.distributed.replica import Replica
+from rollout.run import RayEntry
+
+ORDER_TIMEOUT_S = 600.0
+"""For an engine to start, and for new weights to arrive."""
+CLOSE_TIMEOUT_S = 20.0
+MAX_FAILED_STARTS = 5
+"""In a row, with growing pauses: a node that died is taken for alive for some 15 s. Then a slot stays empty."""
+BUSIEST = 10_000
+"""Calls at a time; how many there really are is the fleet's business."""
+
+
+class ReplicaLost(InfraError):
+    """An actor died, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Something that every replica must have done, also one that is started later."""
+
+    serial: int
+    method: str
+    arguments: tuple[Any, ...]
+
+
+class Slot:
+    """`orders` is the fleet's list; `changed` is called when a replica comes up or a slot is given up."""
+
+    def __init__(self, number: int, entry: RayEntry, orders: Mapping[str, Order], changed: Callable[[], None]):
+        self.number, self.busy, self.played = number, 0, 0  # attempts in flight; attempts that it returned
+        self.given_up, self.last_words = False, ""
+        self.greeting: Greeting | None = None
+        self.answers: dict[str, Any] = {}  # to orders, by their keys
+        self._entry, self._orders, self._changed = entry, orders, changed
+        self._actor: Any = None
+        self._reviving: asyncio.Task[None] | None = None
+
+    @property
+    def up(self) -> bool:
+        return self._actor is not None
+
+    async def start(self) -> None:
+        """Raises: UserError where no replica can be had, InfraError where it died."""
+        entry = self._entry
+        actor = (
+            ray.remote(Replica)
+            .options(
+                num_cpus=entry.cpus, num_gpus=entry.gpus, resources=entry.resources or None, scheduling_strategy="SPREAD",
+                max_restarts=0, max_task_retries=0, max_concurrency=BUSIEST,
+                runtime_env={"env_vars": dict(entry.env)} if entry.env else None,
+            )
+            .remote()
+        )  # fmt: skip
+        try:
+            self.greeting = await self._greet(actor)
+            done: dict[str, int] = {}
+            while missing := [(k, o) for k, o in self._orders.items() if done.get(k) != o.serial]:
+                for key, order in missing:
+                    self.answers[key] = await self._ask(actor, order.method, order.arguments, ORDER_TIMEOUT_S)
+                    done[key] = order.serial
+        except BaseException:
+            ray.kill(actor)
+            raise
+        self._actor = actor
+        self._changed()
+
+    async def _greet(self, actor: Any) -> Greeting:
+        """Raises: UserError where the actor finds no place, or has another version of this package."""
+        try:
+            greeting = await self._ask(actor, "hello", (), self._entry.start_timeout_s)
+        except TimeoutError:
+            raise UserError(
+                f"ray: replica {self.number + 1} of {self._entry.workers} found no place within "
+                f"{self._entry.start_timeout_s:g} s: it asks for {self._entry.asks()}, and the cluster has {Cluster.room()}. "
+                "Ask for fewer `workers` or less for each, or add nodes"
+            ) from None
+        if greeting.envfarm != envfarm.__version__:
+            raise UserError(
+                f"ray: node {greeting.host} has envfarm {greeting.envfarm}, this process {envfarm.__version__}; "
+                f"install the same there: pip install envfarm=={envfarm.__version__}"
+            )
+        return greeting
+
+    async def obey(self, key: str, order: Order) -> None:
+        """Carry out a new order now. Raises: ReplicaLost, in which case the next replica will; what the replica raises."""
+        self.answers[key] = await self.call(order.method, *order.arguments, timeout_s=ORDER_TIMEOUT_S)
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float | None) -> Any:
+        """Raises: ReplicaLost, after which another replica is on its way; what the replica raises."""
+        actor = self._actor
+        if actor is None:
+            raise ReplicaLost(self._told("is being started again"))
+        try:
+            return await self._ask(actor, method, arguments, timeout_s)
+        except TimeoutError:
+            self._lose(actor, f"did not finish `{method}` within {timeout_s} s")
+        except ReplicaLost as error:
+            self._lose(actor, str(error))
+        raise ReplicaLost(self.last_words)
+
+    async def _ask(self, actor: Any, method: str, arguments: tuple[Any, ...], timeout_s: float | None) -> Any:
+        """Raises: TimeoutError, ReplicaLost, what the replica raises. Cancelled, it calls off what it asked for."""
+        answer = getattr(actor, method).remote(*arguments)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except RayTaskError as error:
+            raise _raised(error) from error
+        except RayError as error:
+            raise ReplicaLost(_first_line(error)) from error
+        except asyncio.CancelledError:
+            ray.cancel(answer)
+            raise
+
+    def _lose(self, actor: Any, why: str) -> None:
+        """Have another one made; only once, whoever of its callers is first to notice."""
+        if actor is self._actor:
+            self._actor, self.last_words = None, self._told(why)
+            ray.kill(actor)  # one that only seems dead must not go on
+            self._reviving = asyncio.ensure_future(self._revive())
+
+    async def _revive(self) -> None:
+        for failures in range(MAX_FAILED_STARTS):
+            await asyncio.sleep(2**failures - 1)
+            try:
+                return await self.start()
+            except (EnvfarmError, TimeoutError) as error:
+                self.last_words = self._told(f"cannot be started again: {error}")
+        self.given_up = True
+        self._changed()
+
+    def _told(self, what: str) -> str:
+        where = f" on {self.greeting.host} (process {self.greeting.pid})" if self.greeting is not None else ""
+        return f"replica {self.number + 1}{where} {what}"
+
+    async def close(self) -> None:
+        """End the actor and all that it started. Idempotent."""
+        if self._reviving is not None:
+            self._reviving.cancel()
+            await asyncio.gather(self._reviving, return_exceptions=True)
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            with suppress(TimeoutError, ReplicaLost):  # its workers end with it in any case, and clean up
+                await self._ask(actor, "close", (), CLOSE_TIMEOUT_S)
+            ray.kill(actor)
+
+
+def _raised(error: RayTaskError) -> BaseException:
+    """What the replica's code raised, as it was; an exception that did not survive the journey is told in Ray's words."""
+    cause = error.cause
+    if isinstance(cause, ModuleNotFoundError):
+        return UserError(f"ray: a node lacks the module {cause.name!r}: install the same envfarm, with its extras, on every node")
+    return cause if isinstance(cause, Exception) and not isinstance(cause, RayTaskError) else error
+
+
+def _first_line(error: RayError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
