@@ -50,9 +50,9 @@ VENVS = {
     ),
     "ray": Venv(("-e", ".[test,torch,ray]"), ROOT / "constraints.txt"),
     "trl": Venv(("-e", ".[test,torch,trl,tinker]"), ROOT / "constraints.txt"),
-    "verl": Venv(("-e", ".[test]", "torch==2.13.0", "verl[verl-core]==0.9.1")),
-    "verifiers0": Venv(("-e", ".[test]", "verifiers==0.1.14")),
-    "verifiers1": Venv(("-e", ".[test]", "verifiers==0.4.0")),
+    "verl": Venv(("-e", ".[test]", "torch==2.13.0", "verl[verl-core]==0.9.1"), PINS / "verl.txt"),
+    "verifiers0": Venv(("-e", ".[test]", "verifiers==0.1.14"), PINS / "verifiers0.txt"),
+    "verifiers1": Venv(("-e", ".[test]", "verifiers==0.4.0"), PINS / "verifiers1.txt"),
 }
 
 
@@ -70,7 +70,8 @@ def make(name: str) -> Path:
         subprocess.run([uv, *args], check=True, env={**os.environ, **links}, cwd=ROOT)
 
     run("venv", "-q", "--clear", "--python", sys.executable, folder)
-    install = ("pip", "install", "-q", "--python", python)
+    # Compiled now, once: an engine or a cluster starts many interpreters, which may be forbidden to keep what they compile.
+    install = ("pip", "install", "-q", "--compile-bytecode", "--python", python)
     if venv.pinned is not None:
         run(*install, "--no-deps", "-r", venv.pinned)
     run(*install, *(("-c", venv.constraints) if venv.constraints else ()), *venv.packages)

@@ -31,6 +31,9 @@ class LossConfig:
     """Above 1. DAPO (arXiv 2503.14476, "clip-higher") sets it larger, so that rare tokens may grow."""
     truncate: float = 2.0
     """Truncated importance sampling: weights of engine-trainer mismatch are cut here. 0 turns it off."""
+    decouple: bool = False
+    """PPO without `old_logprobs`: the policy as it is stands for them, not the one that sampled. For tokens of older
+    weights: these are corrected by `truncate` then, not clipped for being old (arXiv 2505.24298, "decoupled")."""
 
 
 @dataclass
@@ -73,8 +76,11 @@ def clipped(
 
     `old_N` are the trainer's own logprobs before the step's first update. With them the ratio measures the update
     alone, and the mismatch between engine and trainer is corrected once, by truncated importance sampling (Yao et al.
-    2025). Without them `old` is `mu`: one ratio for both, and truncation has nothing left to do.
+    2025). Without them `old` is `mu`: one ratio for both, and truncation has nothing left to do; or, with
+    `config.decouple`, the policy as it is, for the first update.
     """
+    if old_N is None and config.decouple:
+        old_N = logprobs_N.detach()
     old = sampled_N if old_N is None else old_N
     ratio_N = log_ratio(logprobs_N, old).exp()
     bounded_N = ratio_N.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)

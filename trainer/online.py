@@ -88,7 +88,10 @@ async def update(trainee: Trainee, settings: Online, batch: Batch) -> dict[str, 
     if not batch.data:
         return {"loss": 0.0, "grad_norm": 0.0, "tokens": 0.0}
     client, state, data = trainee.client, trainee.state, batch.data
-    config = LossConfig(clip_low=settings.clip_low, clip_high=settings.clip_high, truncate=settings.truncate)
+    config = LossConfig(
+        clip_low=settings.clip_low, clip_high=settings.clip_high, truncate=settings.truncate,
+        decouple=settings.asynchronous is not None,
+    )  # fmt: skip
     if settings.updates > 1:
         data = with_old(data, (await done(client.forward(data))).logprobs)
     loss = "ppo" if settings.algorithm == "grpo" else "importance_sampling"

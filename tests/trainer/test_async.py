@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -28,7 +29,7 @@ from trainer.batch import Datum
 from trainer.checkpoint import Checkpoints
 from trainer.client import ForwardOutput
 from trainer.freshness import sampled_tokens
-from trainer.losses import LossConfig
+from trainer.losses import LossConfig, clipped
 from trainer.metrics import read
 from trainer.online import improve_online
 from trainer.run import Online, RunFile
@@ -261,6 +262,23 @@ def test_killed_anywhere_it_goes_on_without_losing_or_repeating(tmp_path: Path, 
 def test_lengths_are_counted_by_powers_of_two(tmp_path: Path) -> None:
     played = play(SMALL | {"async": True}, tmp_path, sigma=0.0)
     assert {sampled_tokens(e, "learner") for e in played.ok} == {20} and played.histogram("lengths/dispatched") == {32: 96}
+
+
+def test_tokens_of_older_weights_are_corrected_and_not_clipped_for_being_old() -> None:
+    now = torch.log(torch.tensor([0.5, 0.5, 0.2, 0.9]))
+    sampled, advantages = torch.log(torch.tensor([0.5, 0.1, 0.4, 0.3])), torch.tensor([1.0, 1.0, -1.0, 1.0])
+
+    def gradient(old: torch.Tensor | None, decouple: bool) -> list[float]:
+        logprobs = now.clone().requires_grad_()
+        terms = clipped(
+            logprobs, sampled_N=sampled, advantages_N=advantages, weights_N=torch.ones(4), old_N=old,
+            config=LossConfig(truncate=2.0, decouple=decouple),
+        )  # fmt: skip
+        return torch.autograd.grad(terms.loss_N.sum(), logprobs)[0].tolist()
+
+    assert gradient(None, True) == pytest.approx([-1.0, -2.0, 0.5, -2.0]), "the weight pi/mu, at most 2, times the advantage"
+    assert gradient(None, True) == gradient(now, True) == gradient(now, False)
+    assert gradient(None, False) == pytest.approx([-1.0, 0.0, 0.0, 0.0]), "one ratio for both: what moved is clipped"
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

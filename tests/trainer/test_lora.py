@@ -175,7 +175,9 @@ def test_bf16_computes_nearly_what_float32_does() -> None:
 
 def test_a_common_beginning_is_computed_once_and_changes_nothing() -> None:
     data = [*make_data(7, beginning=150), *make_data(2, seed=1)]
-    client = LocalClient(Adapted(Decoder(CONFIG, seed=5).double(), LORA, base="b", dtype=torch.float64), threads=1, max_tokens=250)
+    client = LocalClient(
+        Adapted(Decoder(CONFIG, seed=5).double(), LORA, base="b", dtype=torch.float64), threads=1, max_tokens=250
+    )
     steps(client, range(2))
 
     def gradient(rows: list[Datum]) -> list[torch.Tensor]:
@@ -194,7 +196,9 @@ def test_a_common_beginning_is_computed_once_and_changes_nothing() -> None:
 
 
 def test_rank_8_of_the_catalogued_model_is_at_most_five_megabytes() -> None:
-    smol = ModelConfig(vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536, max_len=8192, family="llama")
+    smol = ModelConfig(
+        vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536, max_len=8192, family="llama"
+    )
     wanted = shapes(smol)
     size = sum(2 * 8 * (wanted[n][0] + wanted[n][1]) for n in targets_in(wanted, Lora(rank=8)))
     assert 4_500_000 < size < 5_000_000 and smol.parameters() == 134_515_008

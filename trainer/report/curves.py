@@ -101,6 +101,7 @@ HEALTH = {
     "zero_variance": ("Groups without a signal", "their members agree; share of the groups drawn"),
     "groups_drawn": ("Groups drawn", "for one step, redrawn ones included"),
     "staleness_max": ("Staleness", "optimizer steps between the oldest trained token and the update"),
+    "wasted_share": ("Withheld tokens", "too old to be trained on; share of those that carried a signal"),
     "kl": ("KL from the acting policy", "k3 estimate per trained token"),
     "clipped": ("Clipped tokens", "share of trained tokens"),
     "grad_norm": ("Gradient norm", "before clipping"),
@@ -115,7 +116,7 @@ HEALTH = {
 """What is drawn, of what stands in metrics.jsonl: key -> (title, explanation)."""
 
 
-SHARES = ("zero_variance", "clipped")
+SHARES = ("zero_variance", "clipped", "wasted_share")
 
 
 def health(data: RunData) -> list[dict[str, Any]]:

@@ -98,25 +98,27 @@ class ServerReplica:
 
     async def _examine(self) -> None:
         """Does it give what training needs? Raises: CapabilityError saying what it lacks."""
-        where = self.base_url or "our server"
-        lacks = f"the server at {where} cannot feed training: it {{}}. It needs vLLM 0.32 or later, started with {FLAGS}. " + (
-            "To evaluate only, any server will do: `engine: {kind: openai}`"
-        )
         body = {"token_ids": [1, 2], "sampling_params": sampling(SamplingParams(temperature=2.0, max_tokens=1))}
         try:
             answer = await self._post("/inference/v1/generate", body)
         except Refused as error:
-            raise CapabilityError(lacks.format(f"returns no token ids ({error})")) from None
+            raise self._lacks(f"returns no token ids ({error})") from None
         choice = answer["choices"][0] if answer.get("choices") else {}
         if not choice.get("token_ids"):
-            raise CapabilityError(lacks.format("returns no token ids"))
+            raise self._lacks("returns no token ids")
         if not (choice.get("logprobs") or {}).get("content"):
-            raise CapabilityError(lacks.format("returns no logprobs"))
+            raise self._lacks("returns no logprobs")
         if not choice.get("weight_versions"):
-            raise CapabilityError(lacks.format("does not say which weights made a token"))
+            raise self._lacks("does not say which weights made a token")
         raw = (await self.score([1, 2, choice["token_ids"][0]], None))[-1]
         if abs(choice["logprobs"]["content"][0]["logprob"] - raw) < 1e-7:
-            raise CapabilityError(lacks.format("returns logprobs that were not sampled from (temperature is left out)"))
+            raise self._lacks("returns logprobs that were not sampled from (temperature is left out)")
+
+    def _lacks(self, what: str) -> CapabilityError:
+        return CapabilityError(
+            f"the server at {self.base_url or 'a socket of ours'} cannot feed training: it {what}. It needs vLLM 0.32 or later, "
+            f"started with {FLAGS}. To evaluate only, any server will do: `engine: {{kind: openai}}`"
+        )
 
     @property
     def pids(self) -> list[int]:
