@@ -56,6 +56,12 @@ SCENARIOS: dict[str, tuple[str, str]] = {
     "worker": ("", "tests/rollout/test_death.py::test_kill_9_of_a_worker_is_an_infra_error_that_is_run_again"),
     "scheduler": ("", "tests/rollout/test_death.py::test_kill_9_of_the_scheduler_leaves_its_finished_episodes_and_no_worker"),
     "box": ("", "tests/rollout/test_box_death.py::test_kill_9_of_boxes_is_an_infra_error_that_is_run_again"),
+    "vllm engine core": (
+        "vllm", "tests/rollout/engines/test_vllm_death.py::test_kill_9_is_an_infra_error_that_is_run_again[engine core]"
+    ),
+    "vllm server": (
+        "vllm", "tests/rollout/engines/test_vllm_death.py::test_kill_9_is_an_infra_error_that_is_run_again[server]"
+    ),
     "trainer": ("", "tests/trainer/test_resume.py::test_killed_at_every_stage_it_ends_with_the_same_weights"),
 }
 """What is killed -> (the environment of `tests.venvs`, empty for this one; the test)."""

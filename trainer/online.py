@@ -19,6 +19,7 @@ from trainer.client import ForwardOutput, StepOutput
 from trainer.context import Trainee, adam, done, timed
 from trainer.groups import Batch, make_batch, with_old
 from trainer.losses import LossConfig
+from trainer.mismatch import alarm, percentile
 from trainer.run import Online
 from trainer.versions import keep_snapshots, seat_older_versions
 
@@ -103,7 +104,11 @@ async def update(trainee: Trainee, settings: Online, batch: Batch) -> dict[str, 
     state.number = outputs[-1][1].number
     for name, amount in (("trained_tokens", outputs[0][0].tokens), ("seen_tokens", sum(map(len, data)))):
         state.counters[name] = state.counters.get(name, 0) + amount * settings.updates
-    return _numbers(outputs, batch, state.number - settings.updates)
+    numbers = _numbers(outputs, batch, state.number - settings.updates)
+    numbers["mismatch_p99"] = percentile(data, outputs[0][0].logprobs)
+    if settings.asynchronous is None:  # else tokens are of older weights, too
+        alarm(trainee.screen.console, trainee.stage, state.step, numbers)
+    return numbers
 
 
 def _numbers(outputs: list[tuple[ForwardOutput, StepOutput]], batch: Batch, number: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,12 @@ class Fleet:
 
     async def _take(self, group: str) -> Slot:
         """A place in a replica. Raises: InfraError where there will be none."""
-        while True:
-            free = [s for s in self.slots if s.up and s.busy < self.room]
-            if free:
-                homes = [s for s in self._homes.get(group, ()) if s in free]
-                slot = homes[0] if homes else min(free, key=lambda s: s.busy)
-                slot.busy += 1
-                self._homes.setdefault(group, []).append(slot)
-                return slot
-            if all(s.given_up for s in self.slots):
-                raise InfraError(f"no replica is left; {self.slots[-1].last_words}")
-            change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(change)
-            await change
+        free = await self._those(lambda s: s.busy < self.room)
+        homes = [s for s in self._homes.get(group, ()) if s in free]
+        slot = homes[0] if homes else min(free, key=lambda s: s.busy)
+        slot.busy += 1
+        self._homes.setdefault(group, []).append(slot)
+        return slot
 
     def _give(self, group: str, slot: Slot) -> None:
         slot.busy -= 1
@@ -121,6 +114,16 @@ class Fleet:
         if not self._homes[group]:
             del self._homes[group]
         self._change()
+
+    async def _those(self, fit: Callable[[Slot], bool]) -> list[Slot]:
+        """The replicas that are up and fit; waits for one. Raises: InfraError where there will be none."""
+        while not (found := [s for s in self.slots if s.up and fit(s)]):
+            if all(s.given_up for s in self.slots):
+                raise InfraError(f"no replica is left; {self.slots[-1].last_words}")
+            change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(change)
+            await change
+        return found
 
     def _change(self) -> None:
         """Whoever waits looks again, first come first served."""
@@ -144,18 +147,12 @@ class Fleet:
                     del self._orders[key]
                     self._orders.update({key: before} if before is not None else {})
                 raise result
-        return (await self._somebody()).answers[key]
+        return (await self._those(lambda _: True))[0].answers[key]
 
     def _place_order(self, key: str, method: str, arguments: tuple[Any, ...]) -> Order:
         self._serial += 1
         self._orders[key] = Order(self._serial, method, arguments)
         return self._orders[key]
-
-    async def _somebody(self) -> Slot:
-        """A replica that is up. Raises: InfraError."""
-        slot = await self._take("")
-        self._give("", slot)
-        return slot
 
     def engine(
         self, entry: EngineEntry, folders: Mapping[str, ModelFolder], versions: Mapping[str, PolicyVersion] | None = None

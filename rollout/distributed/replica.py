@@ -128,9 +128,6 @@ class Replica:
         renderer = make_renderer(seat.renderer, self._folders[seat.policy].tokenizer())
         return EnginePolicy(PolicyVersion(seat.policy), self._engine, renderer)
 
-    async def echo(self, x: Any) -> Any:
-        return x
-
     async def cpu_s(self) -> float:
         """Processor time of this process and its workers so far."""
         assert self._pool is not None

@@ -167,7 +167,7 @@ def kill_actor(cluster: Any, slot: Any) -> None:
 
 
 def kill_node(cluster: Any, slot: Any) -> None:
-    (node,) = [n for n in cluster.worker_nodes if n.unique_id == slot.greeting.node]
+    (node,) = [n for n in cluster.worker_nodes if n.node_id == slot.greeting.node]
     os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
 
@@ -187,7 +187,7 @@ def test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again(
                 playing = asyncio.create_task(rollouts.run(requests(spec, 6, 4, policy="oracle")))
                 await until(lambda: gate.waiting == 3, "all replicas are at work")
                 assert [s.busy for s in fleet.slots] == [4, 4, 4]
-                victim = next(s for s in fleet.slots if s.greeting.node != cluster.head_node.unique_id)
+                victim = next(s for s in fleet.slots if s.greeting.node != cluster.head_node.node_id)
                 children, died = family(victim.greeting.pid), victim.greeting.pid
                 lost = {f"run/rollout/0/{victim.number}/{m}.0" for m in range(4)}
                 kill(cluster, victim)

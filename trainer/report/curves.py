@@ -97,6 +97,7 @@ HEALTH = {
     "loss": ("Training loss", "as the stage defines it; imitation: nats per token"),
     "validation": ("Validation loss", "nats per token on logged instances that are not imitated"),
     "mismatch_mean": ("Engine vs trainer, mean", "|difference of logprobs| per trained token, on equal weights"),
+    "mismatch_p99": ("Engine vs trainer, 99th percentile", "of the trained tokens in the step"),
     "mismatch_max": ("Engine vs trainer, largest", "of any trained token in the step"),
     "zero_variance": ("Groups without a signal", "their members agree; share of the groups drawn"),
     "groups_drawn": ("Groups drawn", "for one step, redrawn ones included"),

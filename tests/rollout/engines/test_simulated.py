@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from envfarm.errors import InfraError, UnknownIdError
 from rollout import virtual_time
+from rollout.build import embedded_engine
 from rollout.engines.base import NEEDS_FOR_TRAINING, Generation, require
 from rollout.engines.simulated.engine import SimulatedEngine
 from rollout.engines.simulated.models import Faults, Latency, Lengths
+from rollout.run import EngineEntry
 from rollout.types import PolicyVersion, SamplingParams
 
 T = TypeVar("T")
@@ -236,3 +238,9 @@ def test_every_request_is_answered_in_full_or_fails_and_versions_never_go_back(
         assert spans[0] == (0, reply.version) and all(0 <= at < size for at, _ in spans)
         assert [at for at, _ in spans] == sorted({at for at, _ in spans})
         assert [v.number for _, v in spans] == sorted(v.number for _, v in spans)
+
+
+def test_a_run_file_names_it_as_any_other() -> None:
+    engine = embedded_engine(EngineEntry(kind="simulated", max_in_flight=3, context=64), {})
+    assert isinstance(engine, SimulatedEngine) and engine.max_in_flight == 3 and engine.capabilities.context == 64
+    assert EngineEntry.model_validate({"kind": "simulated", "threads": 2}).unfitting() == ["threads"]

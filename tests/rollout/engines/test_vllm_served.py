@@ -48,6 +48,7 @@ class ScriptedReplica:
         self.script.happen("generate")
         if self.script.gate is not None:
             await self.script.gate.wait()
+            self.script.happen("reply")
         return Reply([1, 2, 3], [-1.0, -1.0, -1.0], "stop", [(0, self.label)])
 
     async def score(self, token_ids: list[int], lora: Lora | None) -> list[float]:
@@ -95,24 +96,16 @@ class DirectTransport:
 
 
 def scene(
-    test: Callable[[ServedPolicy, Script], Awaitable[None]],
-    folder: Path,
-    *,
-    restarts: int = 2,
-    foreign: bool = False,
-    **more: Any,
+    test: Callable[[ServedPolicy, Script], Awaitable[None]], folder: Path, *, foreign: bool = False, lora_rank: int = 0
 ) -> None:
     script = Script()
     settings = Settings(folders(folder)["tied"], lora_rank=lora_rank)
 
     async def play() -> None:
-        policy = ServedPolicy(
-            settings,
-            version_of("tied", 0),
-            lambda: (ScriptedReplica(script), DirectTransport()),
-            restarts=restarts,
-            foreign=foreign,
-        )
+        def make() -> tuple[ScriptedReplica, DirectTransport]:
+            return ScriptedReplica(script), DirectTransport()
+
+        policy = ServedPolicy(settings, version_of("tied", 0), make, restarts=2, foreign=foreign)
         await policy.start()
         await test(policy, script)
         await policy.close()
@@ -190,9 +183,12 @@ def test_death_during_an_update_is_mended_and_the_update_made(tmp_path: Path) ->
 def test_after_a_death_the_pushed_weights_are_served_again_and_one_death_is_one_restart(tmp_path: Path) -> None:
     async def test(policy: ServedPolicy, script: Script) -> None:
         await policy.update(V1, NEW, None)
-        script.faults["generate"] = [EngineDied("gone")] * 3
-        failed = await asyncio.gather(*[policy.generate([1], ONE) for _ in range(3)], return_exceptions=True)
-        assert all(isinstance(f, InfraError) for f in failed) and policy.restarts == 2
+        script.gate, script.faults["reply"] = asyncio.Event(), [EngineDied("gone")] * 3
+        asked = [asyncio.create_task(policy.generate([1], ONE)) for _ in range(3)]
+        await asyncio.sleep(0)
+        script.gate.set()
+        failed = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(f, InfraError) for f in failed)
         await policy.ready()
         assert policy.restarts == 1 and script.log.count("start") == 2
         assert script.log[-4:] == ["pause", "send", "finish tied@0.1", "resume"]
@@ -219,20 +215,22 @@ def test_adapters_lie_side_by_side_until_their_last_request_ends(tmp_path: Path)
         return Adapter({"r": 2, "peft_type": "LORA"}, {"base.lora_A.weight": torch.zeros(2, 4)})
 
     async def test(policy: ServedPolicy, script: Script) -> None:
-        first, second, third = (PolicyVersion("tied", 0, n, f"c{n}") for n in (1, 2, 3))
-        await policy.update(first, adapter(), None)
+        versions = [PolicyVersion("tied", 0, n, f"c{n}") for n in range(5)]
+        await policy.update(versions[1], adapter(), None)
         script.gate = asyncio.Event()
         held = asyncio.create_task(policy.generate([1], ONE))
         await asyncio.sleep(0)
-        await policy.update(second, adapter(), None)
-        await policy.update(third, adapter(), None)
-        assert script.log[-4:] == ["generate", "adapter 2", "without 2", "adapter 3"]
+        await policy.update(versions[2], adapter(), None)
+        await policy.update(versions[3], adapter(), None)
+        assert script.log[-4:] == ["adapter 1", "generate", "adapter 2", "adapter 3"]
         script.gate.set()
-        assert (await held).version == first, "it ends with the adapter that it began with"
-        assert (await policy.generate([1], ONE)).version == third
+        assert (await held).version == versions[1], "it ends with the adapter that it began with"
+        assert (await policy.generate([1], ONE)).version == versions[3]
+        await policy.update(versions[4], adapter(), None)
+        assert script.log[-3:] == ["without 1", "without 2", "adapter 4"]
         with pytest.raises(CapabilityError, match="takes no full weights"):
             await policy.update(V1, NEW, None)
-        assert policy._folder is not None and sorted(p.name for p in Path(policy._folder.name).iterdir()) == ["1", "2", "3"]
+        assert policy._folder is not None and sorted(p.name for p in Path(policy._folder.name).iterdir()) == ["1", "2", "3", "4"]
 
     scene(test, tmp_path, lora_rank=2)
 

