@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm test-ray test-trainers faults lint bench report clean
+.PHONY: help install demo test test-vllm test-ray test-trainers test-farm faults lint bench report clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-trainers: $(STAMP) ## Tests against TRL, Tinker, verl and both interfaces o
 	@$(BIN)/python -m tests.venvs verl pytest
 	@$(BIN)/python -m tests.venvs verifiers0 pytest
 	@$(BIN)/python -m tests.venvs verifiers1 pytest
+
+test-farm: $(STAMP) ## Tests in containers of a real Docker engine, set up from nothing and taken down again (root)
+	@k8s/testbed/test-farm.sh $(BIN)/python
 
 lint: $(STAMP) ## Style, types and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -157,5 +157,7 @@ class SyncBox(Protocol):
 
 BACKENDS: dict[str, str] = {
     "bubblewrap": "envfarm.backends.bubblewrap:BubblewrapBackend",
+    "docker": "envfarm.backends.docker:DockerBackend",
+    "docker-runsc": "envfarm.backends.docker:GvisorBackend",
 }
 """Name -> `module:Class`, imported late. A new backend costs one file and one line."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -28,7 +30,28 @@ def _installed(name: str) -> bool:
     return found < (0, 2) if "<" in name else found >= (0, 4) if ">" in name else True
 
 
+@cache
+def _no_engine() -> str | None:
+    """Why tests cannot use a Docker engine here; None where they can."""
+    try:
+        import docker
+    except ModuleNotFoundError:
+        return "docker-py is not installed here: pip install 'envfarm[docker]'"
+    try:
+        client = docker.from_env(timeout=10)
+        images = {tag for image in client.images.list("envfarm/*") for tag in image.tags}
+    except (docker.errors.DockerException, OSError):
+        where = os.environ.get("DOCKER_HOST", "the default socket")
+        return f"no Docker engine answers at {where}; `make test-farm` sets one up and runs this"
+    missing = {"envfarm/base:latest", "envfarm/python:latest"} - images
+    return f"the Docker engine has no {', '.join(sorted(missing))}; `make test-farm` makes them" if missing else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    boxed = [item for item in items if item.get_closest_marker("docker")]
+    if boxed and (why := _no_engine()) is not None:
+        for item in boxed:
+            item.add_marker(pytest.mark.skip(reason=why))
     for marker, names in NEEDS.items():
         if any(_installed(n) for n in names):
             continue

@@ -62,6 +62,12 @@ SCENARIOS: dict[str, tuple[str, str]] = {
     "vllm server": (
         "vllm", "tests/rollout/engines/test_vllm_death.py::test_kill_9_is_an_infra_error_that_is_run_again[server]"
     ),
+    "Ray actor": (
+        "ray", "tests/rollout/test_distributed.py::test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again[kill_actor]"
+    ),
+    "Ray node": (
+        "ray", "tests/rollout/test_distributed.py::test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again[kill_node]"
+    ),
     "trainer": ("", "tests/trainer/test_resume.py::test_killed_at_every_stage_it_ends_with_the_same_weights"),
 }
 """What is killed -> (the environment of `tests.venvs`, empty for this one; the test)."""

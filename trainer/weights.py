@@ -98,7 +98,8 @@ class LoraLinear(nn.Module):
         self.B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) + F.linear(F.linear(x, self.A), self.B) * self.scale
+        """[N, in] -> [N, out]; scaled where it is narrow."""
+        return torch.addmm(F.linear(x, self.weight), F.linear(x, self.A) * self.scale, self.B.t())
 
 
 class Adapted(Trained):

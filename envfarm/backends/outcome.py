@@ -25,19 +25,19 @@ def outcome(meter: Meter, running: Running, exit_code: int, stdout: Stream, stde
         elif cut_out or cut_err:
             limit = "output"
         else:
-            limit = _told(meter, exit_code, err) or limit
+            limit = told(meter.kernel_counts, exit_code, err) or limit
     return ExecResult(exit_code=exit_code, stdout=out, stderr=err, limit=limit)
 
 
-def _told(meter: Meter, exit_code: int, stderr: bytes) -> LimitKind | None:
+def told(kernel_counts: bool, exit_code: int, stderr: bytes) -> LimitKind | None:
     """Limits that the kernel answers with an error code: read from the words of those who got it."""
-    if not meter.kernel_counts and b"fork: " in stderr and b"Resource temporarily unavailable" in stderr:
+    if not kernel_counts and b"fork: " in stderr and b"Resource temporarily unavailable" in stderr:
         return "pids"
     if exit_code in (0, KILLED):
         return None
     if b"No space left on device" in stderr:
         return "disk"
-    if not meter.kernel_counts and (b"annot allocate" in stderr or b"MemoryError" in stderr):
+    if not kernel_counts and (b"annot allocate" in stderr or b"MemoryError" in stderr):
         return "memory"
     return None
 

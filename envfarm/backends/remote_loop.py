@@ -10,7 +10,7 @@ stream carries between `S` and `E` is the command's output; a command is over wh
 outside (from a background process that is about to be killed) is dropped. Both streams are in order by themselves; nothing is
 promised across them. Marks are printed by builtins and cost no fork:
 
-    \\0S<nonce>\\0                            the command begins
+    \\0S<nonce>\\n                            the command begins
     \\0E<nonce> <exit code> <directory>\\0    it ended (on stdout; `\\0E<nonce>\\0` on stderr); also: a new shell is ready
     \\0X<secret> <exit code>\\0               the agent's shell itself ended (`\\0X<secret>\\0` on stderr)
 
@@ -48,7 +48,7 @@ IFS= read -r __l <&3 || exit;
 __c=$__c$__l$__o;
 __k=$((__k-1));
 done;
-printf '\0S%s\0' "$__n" >&4; printf '\0S%s\0' "$__n" >&5;
+printf '\0S%s\n' "$__n" >&4; printf '\0S%s\n' "$__n" >&5;
 __k=$__s __s=0;
 if __q "$__k";
 then eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
@@ -64,7 +64,8 @@ until [ "$__l" = "$__x" ]; do IFS=' ' read -r __l __n <&3 || exit; done;
 done
 """
 
-ENTRY = """for s in /bin/bash /usr/bin/bash; do [ -x $s ] && export SHELL=$s && exec $s --norc --noprofile -c 'eval "$__b"' bash "$0"; done
+ENTRY = """for s in /bin/bash /usr/bin/bash; do
+[ -x $s ] && export SHELL=$s && exec $s --norc --noprofile -c 'eval "$__b"' bash "$0"; done
 [ -x /bin/sh ] && export SHELL=/bin/sh && exec /bin/sh -c 'eval "$__b"' sh "$0"
 """
 
@@ -125,7 +126,7 @@ class Channel:
         name = nonce.encode()
         self._begin, self._end = b"\0S" + name, b"\0E" + name
         self._mark = re.compile(
-            rb"\0(?:(?P<S>S%s)|(?P<E>E%s)(?: (?P<code>\d{1,3}) (?P<cwd>[^\0]{0,%d}))?|(?P<X>X%s)(?: (?P<status>\d{1,3}))?)\0"
+            rb"\0(?:(?P<S>S%s)\n|(?P<E>E%s)(?: (?P<code>\d{1,3}) (?P<cwd>[^\0]{0,%d}))?\0|(?P<X>X%s)(?: (?P<status>\d{1,3}))?\0)"
             % (name, name, MARK_BYTES, self._secret)
         )
         self._inside, self.seen, self._kept = False, 0, bytearray()
@@ -159,13 +160,14 @@ class Channel:
 
     def _meet(self, found: re.Match[bytes]) -> None:
         if found["S"]:
-            self._inside, self.seen, self._kept = True, 0, bytearray()
+            self._output(found[0])  # inside of a command it is one that the agent made
+            self._inside = self.ended is None
+            return
+        self._inside = False
+        if found["X"]:
+            self.ended = Ended(shell_too=True, exit_code=int(found["status"] or 0))
         elif self.ended is None:
-            self._inside = False
-            if found["X"]:
-                self.ended = Ended(shell_too=True, exit_code=int(found["status"] or 0))
-            else:
-                self.ended = Ended(exit_code=int(found["code"] or 0), cwd=found["cwd"])
+            self.ended = Ended(exit_code=int(found["code"] or 0), cwd=found["cwd"])
 
     def _output(self, data: bytes) -> None:
         if not self._inside:

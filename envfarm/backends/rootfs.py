@@ -23,8 +23,8 @@ from envfarm.errors import BoxUnavailableError, did_you_mean
 UID = GID = 1000
 HOSTNAME = "box"
 STDIN_DIR = "/run/in"
-_STDIN_BYTES = 64 << 20
-_SHM_BYTES = 16 << 20
+STDIN_BYTES = 64 << 20
+SHM_BYTES = 16 << 20
 _MASK_BYTES = 4096
 
 BUILT_IN = ("envfarm/base", "envfarm/python")
@@ -54,7 +54,9 @@ class Root:
 
 
 def resolve(image: str, images_dir: Path | None = None) -> Root:
-    """The root for an image: a built-in name, an absolute directory, or the name of a directory below `images_dir`."""
+    """The root for an image: the name of a directory below `images_dir`, else a built-in name, or an absolute directory."""
+    if images_dir and not image.startswith("/") and (images_dir / image).is_dir():
+        return _unpacked(images_dir / image)
     if image == "envfarm/base":
         return _host(python=False)
     if image == "envfarm/python":
@@ -91,8 +93,9 @@ def _host(*, python: bool) -> Root:
 
 
 def _unpacked(place: Path) -> Root:
-    """Top-level entries one by one, so that `/task`, `/proc` and the like need not exist in the image."""
-    args: list[str] = []
+    """Top-level entries one by one, so that `/task`, `/proc` and the like need not exist in the image. `/sys` is empty: a
+    container has one."""
+    args: list[str] = _directory("/sys")
     for entry in sorted(place.iterdir()):
         if entry.name not in ("dev", "proc", "sys", "run", "tmp", WORKDIR.strip("/")):
             args += _expose(entry, f"/{entry.name}")
@@ -167,7 +170,7 @@ def writable(spec: BoxSpec) -> list[str]:
             "--dev",
             "/dev",
             "--size",
-            str(_SHM_BYTES),
+            str(SHM_BYTES),
             "--tmpfs",
             "/dev/shm",
             "--remount-ro",
@@ -175,7 +178,7 @@ def writable(spec: BoxSpec) -> list[str]:
         ),
         *("--perms", "0755", "--size", str(task), "--tmpfs", WORKDIR),
         *("--perms", "1777", "--size", str(tmp), "--tmpfs", "/tmp"),
-        *("--perms", "0755", "--size", str(_STDIN_BYTES), "--tmpfs", STDIN_DIR),
+        *("--perms", "0755", "--size", str(STDIN_BYTES), "--tmpfs", STDIN_DIR),
         *("--remount-ro", "/", "--chdir", WORKDIR),
     ]
 

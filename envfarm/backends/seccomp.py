@@ -31,7 +31,8 @@ DENIED = (
 NEW_NAMESPACES = 0x7E020000
 """CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET in the flags of `clone`."""
 
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+TERMINAL_REQUESTS = (0x5412, 0x541C)
+"""TIOCSTI and TIOCLINUX: typing into, or pasting from, somebody else's terminal."""
 
 
 @functools.cache
@@ -51,7 +52,7 @@ def program() -> bytes | None:
             rules.add_rule(refuse, "clone", library.Arg(0, library.MASKED_EQ, flag, flag))
     # clone3 keeps its flags in memory, where a filter cannot look; libc falls back to clone on ENOSYS
     _add(library, rules, library.ERRNO(errno.ENOSYS), "clone3")
-    for request in (_TIOCSTI, _TIOCLINUX):
+    for request in TERMINAL_REQUESTS:
         rules.add_rule(refuse, "ioctl", library.Arg(1, library.MASKED_EQ, 0xFFFFFFFF, request))
     fd = os.memfd_create("filter")
     try:

@@ -96,3 +96,54 @@ def _write(name: str, parent: int, source: IO[bytes] | None, info: tarfile.TarIn
         file.flush()
         os.fchmod(file.fileno(), stat.S_IMODE(info.mode))
         os.utime(file.fileno(), (info.mtime, info.mtime))
+
+
+def canonical(data: bytes, max_bytes: int) -> bytes:
+    """A tar that something in a box made, as `pack` would have made it. Nothing in it is believed but names, modes, times and
+    contents. Raises: ValueError where it is no tar, or has names that lead out of it, or is larger than allowed."""
+    kept: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for info in tar:
+                name = _inside(info.name)
+                if name:
+                    content = _content_of(info, tar, kept)
+                    kept[name] = _described(name, info, len(content)), content
+    except (tarfile.TarError, OverflowError) as error:
+        raise ValueError(f"the box's tar cannot be read: {error}") from None
+    if sum(len(content) for _, content in kept.values()) > max_bytes:
+        raise ValueError(f"a snapshot holds at most {max_bytes} bytes")
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in sorted(kept, key=lambda n: n.split("/")):
+            info, content = kept[name]
+            if info.type != tarfile.FIFOTYPE:
+                tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def _inside(name: str) -> str:
+    parts = [p for p in name.split("/") if p not in ("", ".")]
+    if ".." in parts:
+        raise ValueError(f"a name that leads out of the tar: {name!r}")
+    return "/".join(parts)
+
+
+def _content_of(info: tarfile.TarInfo, tar: tarfile.TarFile, before: dict[str, tuple[tarfile.TarInfo, bytes]]) -> bytes:
+    """Of a file, or of the one that a hard link leads to."""
+    if info.islnk():
+        return before[_inside(info.linkname)][1] if _inside(info.linkname) in before else b""
+    source = tar.extractfile(info) if info.isreg() else None
+    return source.read() if source is not None else b""
+
+
+def _described(name: str, info: tarfile.TarInfo, size: int) -> tarfile.TarInfo:
+    mine = tarfile.TarInfo(name)
+    mine.mode, mine.mtime, mine.size = stat.S_IMODE(info.mode), int(info.mtime), size
+    if info.isdir():
+        mine.type = tarfile.DIRTYPE
+    elif info.issym():
+        mine.type, mine.linkname = tarfile.SYMTYPE, info.linkname
+    elif not (info.isreg() or info.islnk()):
+        mine.type = tarfile.FIFOTYPE  # and whatever else stays behind
+    return mine

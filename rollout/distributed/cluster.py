@@ -103,9 +103,9 @@ def _knock(address: str) -> None:
 
 
 def _init(what: str, **options: Any) -> None:
-    """Raises: UserError with Ray's words."""
+    """Raises: UserError with Ray's words; it exits where something answers that is no head."""
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError, SystemExit) as error:
         hint = ". Its nodes and its users share one token: copy ~/.ray/auth_token" if "token" in str(error).lower() else ""
         raise UserError(f"ray: cannot join {what}: {error}{hint}") from error

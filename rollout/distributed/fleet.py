@@ -9,6 +9,7 @@ up later before it plays.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from rollout.types import Episode, PolicyVersion, SamplingParams, StopReason
 
 GRACE_S = 180.0
 """Beyond an episode's own wall clock, for a session to be had and closed; then its replica is given up as hanging."""
+_NUMBERS = itertools.count()
 _EPISODE = msgspec.msgpack.Decoder(Episode)
 
 
@@ -81,14 +83,13 @@ class Fleet:
     async def play(self, episode: Episode, instance: Instance, policies: Mapping[str, Policy], terms: Terms) -> Episode:
         """As `rollout.hosts.Host.play`. Where a replica dies nothing is known of the attempt, and it holds no steps."""
         asked = time.perf_counter()
-        job = Job(episode, instance, {role: seat_of(policy) for role, policy in policies.items()}, terms)
+        seats = {role: seat_of(policy) for role, policy in policies.items()}
         limit = None if terms.timeout_s is None else terms.timeout_s + GRACE_S
         try:
             slot = await self._take(episode.group)
             waited = time.perf_counter() - asked
             try:
-                played = _EPISODE.decode(await slot.call("play", job, timeout_s=limit))
-                slot.played += 1
+                played = _EPISODE.decode(await slot.play(Job(next(_NUMBERS), episode, instance, seats, terms), limit))
             finally:
                 self._give(episode.group, slot)
         except InfraError as error:
@@ -206,7 +207,8 @@ class FleetEngine:
         self._versions[version.policy] = version
 
     def version(self, policy: str) -> PolicyVersion:
-        return self._versions[policy]
+        """Nothing but the name where the engines do not say what they serve."""
+        return self._versions.get(policy, PolicyVersion(policy))
 
     async def close(self) -> None:
         """Nothing: the engines end with their replicas, which belong to the fleet."""

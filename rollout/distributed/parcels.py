@@ -81,10 +81,15 @@ Seat = ModelSeat | ScriptedPolicy | ChatPolicy
 class Job:
     """One attempt."""
 
+    number: int  # among all that its slot was ever given
     episode: Episode  # blank
     instance: Instance
     seats: Mapping[str, Seat]  # by role
     terms: Terms
+
+
+Finished = tuple[int, bytes | Exception]
+"""A job's number, and its episode as MessagePack, or what playing it raised."""
 
 
 def seat_of(policy: Policy) -> Seat:

@@ -11,7 +11,9 @@ import asyncio
 import gc
 import os
 import socket
+import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import ray
 
 import envfarm
 from envfarm.bundle import unpack
-from envfarm.errors import CapabilityError, UserError
+from envfarm.errors import CapabilityError, EnvfarmError, UserError
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.worker.lifetime import PrivateDir
 from envfarm.worker.pool import WorkerPool
@@ -28,6 +30,7 @@ from rollout.build import ModelFolder, embedded_engine, make_renderer
 from rollout.distributed.parcels import (
     EngineRecipe,
     Environments,
+    Finished,
     Greeting,
     Job,
     ModelFiles,
@@ -43,7 +46,7 @@ from rollout.types import PolicyVersion
 
 
 class Replica:
-    """`hello`, `open`, `serve` where there are models; then any number of `play` at a time, and `close`."""
+    """`hello`, `open`, `serve` where there are models; then `submit`, and `collect` for ever; `close`."""
 
     def __init__(self) -> None:
         self._dir: PrivateDir | None = None
@@ -52,6 +55,9 @@ class Replica:
         self._folders: dict[str, ModelFolder] = {}
         self._seated: dict[Seat | PolicyVersion, Policy] = {}
         self._seating = asyncio.Lock()
+        self._playing: dict[int, asyncio.Task[None]] = {}
+        self._finished: list[Finished] = []
+        self._some = asyncio.Event()  # in `_finished`
 
     async def hello(self) -> Greeting:
         node = ray.get_runtime_context().get_node_id()
@@ -104,11 +110,36 @@ class Replica:
         assert self._engine is not None
         await self._engine.update_weights(version, unpack_weights(packed), **options)
 
-    async def play(self, job: Job) -> bytes:
-        """The attempt, played, as MessagePack. Raises: as `rollout.hosts.Host.play`; UserError of a server that refuses."""
+    async def submit(self, jobs: Sequence[Job]) -> None:
+        """Begin to play them. What becomes of each is told by `collect`, under its number."""
+        for job in jobs:
+            task = self._playing[job.number] = asyncio.create_task(self._play(job))
+            task.add_done_callback(lambda _, number=job.number: self._playing.pop(number))  # type: ignore[misc]
+
+    async def collect(self) -> list[Finished]:
+        """What has ended since the last call; waits until something has. One caller at a time."""
+        await self._some.wait()
+        await asyncio.sleep(0)  # what ends in this turn of the loop comes along
+        self._some.clear()
+        finished, self._finished = self._finished, []
+        return finished
+
+    async def call_off(self, number: int) -> None:
+        """Nobody waits for that one any more."""
+        if number in self._playing:
+            self._playing[number].cancel()
+
+    async def _play(self, job: Job) -> None:
         assert self._pool is not None
-        policies = {role: await self._policy(seat) for role, seat in job.seats.items()}
-        return msgspec.msgpack.encode(await play(self._pool, job.episode, job.instance, policies, job.terms))
+        try:
+            policies = {role: await self._policy(seat) for role, seat in job.seats.items()}
+            episode = await play(self._pool, job.episode, job.instance, policies, job.terms)
+            self._finished.append((job.number, msgspec.msgpack.encode(episode)))
+        except EnvfarmError as error:
+            self._finished.append((job.number, error))
+        except Exception as error:  # a bug, told where it can be seen; the exception itself may not pickle
+            self._finished.append((job.number, RuntimeError("".join(traceback.format_exception(error)))))
+        self._some.set()
 
     async def _policy(self, seat: Seat) -> Policy:
         """Who acts in that seat, made on first sight."""

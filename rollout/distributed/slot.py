@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 import envfarm
 from envfarm.errors import EnvfarmError, InfraError, UserError
 from rollout.distributed.cluster import Cluster
-from rollout.distributed.parcels import Greeting
+from rollout.distributed.parcels import Finished, Greeting, Job
 from rollout.distributed.replica import Replica
 from rollout.run import RayEntry
 
@@ -50,7 +50,9 @@ class Slot:
         self.answers: dict[str, Any] = {}  # to orders, by their keys
         self._entry, self._orders, self._changed = entry, orders, changed
         self._actor: Any = None
-        self._reviving: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._outbox: list[Job] = []
+        self._playing: dict[int, asyncio.Future[bytes]] = {}  # by number
 
     @property
     def up(self) -> bool:
@@ -79,6 +81,7 @@ class Slot:
             ray.kill(actor)
             raise
         self._actor = actor
+        self._run(self._collect(actor))
         self._changed()
 
     async def _greet(self, actor: Any) -> Greeting:
@@ -115,12 +118,74 @@ class Slot:
             self._lose(actor, str(error))
         raise ReplicaLost(self.last_words)
 
+    async def play(self, job: Job, timeout_s: float | None) -> bytes:
+        """The attempt's episode. Jobs of one turn of the loop travel together, and so do episodes that end together: Ray's
+        calls cost more than a short episode. Raises: ReplicaLost, what playing it raised."""
+        future = self._playing[job.number] = asyncio.get_running_loop().create_future()
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(job)
+        try:
+            async with asyncio.timeout(timeout_s):
+                episode = await future
+        except TimeoutError:
+            self._lose(self._actor, f"did not finish an episode within {timeout_s} s")
+            raise ReplicaLost(self.last_words) from None
+        except asyncio.CancelledError:
+            if self._actor is not None:
+                self._actor.call_off.remote(job.number)
+            raise
+        finally:
+            del self._playing[job.number]
+        self.played += 1
+        return episode
+
+    def _flush(self) -> None:
+        jobs, self._outbox = [job for job in self._outbox if job.number in self._playing], []
+        if self._actor is None:
+            self._fail(ReplicaLost(self._told("is being started again")), [job.number for job in jobs])
+        elif jobs:
+            self._run(self._submit(self._actor, jobs))
+
+    async def _submit(self, actor: Any, jobs: list[Job]) -> None:
+        try:
+            await self._ask(actor, "submit", (jobs,), ORDER_TIMEOUT_S)
+        except (ReplicaLost, TimeoutError) as error:
+            self._lose(actor, str(error))
+        except Exception as error:  # the boundary: whoever awaits these jobs hears of it
+            self._fail(error, [job.number for job in jobs])
+
+    async def _collect(self, actor: Any) -> None:
+        """Hand out what ends, for as long as that actor lives."""
+        while actor is self._actor:
+            try:
+                finished: list[Finished] = await self._ask(actor, "collect", (), None)
+            except ReplicaLost as error:
+                return self._lose(actor, str(error))
+            for number, result in finished:
+                if isinstance(result, Exception):
+                    self._fail(result, [number])
+                elif (future := self._playing.get(number)) is not None and not future.done():
+                    future.set_result(result)
+
+    def _fail(self, error: Exception, numbers: Sequence[int]) -> None:
+        for future in [self._playing[n] for n in numbers if n in self._playing]:  # the others were called off
+            if not future.done():
+                future.set_exception(error)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _ask(self, actor: Any, method: str, arguments: tuple[Any, ...], timeout_s: float | None) -> Any:
         """Raises: TimeoutError, ReplicaLost, what the replica raises. Cancelled, it calls off what it asked for."""
         answer = getattr(actor, method).remote(*arguments)
+        coming = asyncio.ensure_future(_awaited(answer))
+        coming.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, though nobody may be waiting
         try:
             async with asyncio.timeout(timeout_s):
-                return await answer
+                return await asyncio.shield(coming)  # Ray's client breaks down where a future of its own is cancelled
         except RayTaskError as error:
             raise _raised(error) from error
         except RayError as error:
@@ -134,7 +199,8 @@ class Slot:
         if actor is self._actor:
             self._actor, self.last_words = None, self._told(why)
             ray.kill(actor)  # one that only seems dead must not go on
-            self._reviving = asyncio.ensure_future(self._revive())
+            self._fail(ReplicaLost(self.last_words), list(self._playing))
+            self._run(self._revive())
 
     async def _revive(self) -> None:
         for failures in range(MAX_FAILED_STARTS):
@@ -152,14 +218,18 @@ class Slot:
 
     async def close(self) -> None:
         """End the actor and all that it started. Idempotent."""
-        if self._reviving is not None:
-            self._reviving.cancel()
-            await asyncio.gather(self._reviving, return_exceptions=True)
         actor, self._actor = self._actor, None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if actor is not None:
             with suppress(TimeoutError, ReplicaLost):  # its workers end with it in any case, and clean up
                 await self._ask(actor, "close", (), CLOSE_TIMEOUT_S)
             ray.kill(actor)
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
 
 
 def _raised(error: RayTaskError) -> BaseException:

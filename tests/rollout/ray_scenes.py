@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ import psutil
 
 from envfarm.spec import EnvSpec, load_spec
 from rollout.build import ModelFolder
-from rollout.policies import Policy
 from rollout.requests import EnvChoice, draw_groups
 from rollout.tokenizers import BPETokenizer
 from rollout.types import Episode, SamplingParams
@@ -148,6 +148,11 @@ async def until(condition: Callable[[], bool], what: str, timeout_s: float = 120
         raise AssertionError(f"waited {timeout_s} s in vain: {what}") from None
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def family(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
@@ -163,7 +168,10 @@ def three_nodes() -> Iterator[Any]:
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths are short
     node = {"num_cpus": 2, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False, "temp_dir": folder})
+    client_port = free_port()
+    head = {"include_dashboard": False, "temp_dir": folder, "ray_client_server_port": client_port}
+    cluster = Cluster(initialize_head=True, head_node_args=node | head)
+    cluster.client_address = f"ray://127.0.0.1:{client_port}"
     try:
         for name in ("b", "c"):
             cluster.add_node(**node, resources={name: 2.0})
@@ -171,6 +179,3 @@ def three_nodes() -> Iterator[Any]:
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-Seated = dict[str, Policy]

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from envfarm.errors import UserError
 from envfarm.session import local_session
 from envfarm.spec import EnvSpec, load_spec
-from rollout.build import ModelFolder, embedded_engine
+from rollout.build import ModelFolder, chat_policy, embedded_engine
 from rollout.engines.base import Capabilities
 from rollout.inprocess import LocalPool
 from rollout.plan import RunPlan
-from rollout.policies import EnginePolicy, ScriptedPolicy
+from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
 from rollout.run import EngineEntry, RayEntry
 from rollout.scheduler import Rollouts
 from rollout.store import Store
@@ -49,6 +50,10 @@ def spec(tmp_path: Path, gate: Gate) -> EnvSpec:
     return outside(tmp_path / "outside", gate)
 
 
+def plasma() -> set[str]:
+    return {name for name in segments() if name.startswith("plasma")}
+
+
 def plan(spec: EnvSpec, **more: Any) -> RunPlan:
     return RunPlan("run", 5, {spec.id: spec}, max_in_flight=12, **more)
 
@@ -57,7 +62,7 @@ def plan(spec: EnvSpec, **more: Any) -> RunPlan:
 async def fleet_on(cluster: Any, spec: EnvSpec, workers: int = 3, **more: Any) -> AsyncIterator[Any]:
     from rollout.distributed import Fleet
 
-    entry = RayEntry(workers=workers, address=cluster.address, **more)
+    entry = RayEntry(workers=workers, **{"address": cluster.address, **more})
     fleet = Fleet(entry, {spec.id: spec}, workers=1, max_in_flight=12)
     try:
         await fleet.start()
@@ -168,14 +173,16 @@ def kill_actor(cluster: Any, slot: Any) -> None:
 
 def kill_node(cluster: Any, slot: Any) -> None:
     (node,) = [n for n in cluster.worker_nodes if n.node_id == slot.greeting.node]
-    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    raylet = node.all_processes["raylet"][0].process
+    raylet.kill()
+    raylet.wait()  # its actors end when it is gone, not while it is a zombie
 
 
 @pytest.mark.parametrize("kill", [kill_actor, kill_node])
 def test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again(
     cluster: Any, spec: EnvSpec, gate: Gate, tmp_path: Path, kill: Any
 ) -> None:
-    before = segments()
+    before = plasma()
 
     async def go(store: Store) -> tuple[set[str], set[str], bool]:
         async with fleet_on(cluster, spec) as fleet:
@@ -212,26 +219,82 @@ def test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again(
     zeroed = sum(bool(e.reward) for e in stored if not e.ok)
     record(
         "Ray actor" if kill is kill_actor else "Ray node",
-        Counts(len(good), len(missing), sum(n - 1 for n in slots.values()), zeroed, int(not ended), len(segments() - before)),
+        Counts(len(good), len(missing), sum(n - 1 for n in slots.values()), zeroed, int(not ended), len(plasma() - before)),
     )
 
 
-def test_what_is_called_off_is_called_off_there(cluster: Any, spec: EnvSpec, gate: Gate) -> None:
+@pytest.mark.parametrize("through", ["address", "client_address"])
+def test_what_is_called_off_is_called_off_there(cluster: Any, spec: EnvSpec, gate: Gate, through: str) -> None:
+    """From a node of the cluster, and from outside through Ray's client."""
+
     async def go() -> None:
-        async with fleet_on(cluster, spec, workers=1) as fleet:
-            async with Rollouts(plan(spec), fleet, {"oracle": ScriptedPolicy("oracle", "oracle")}) as rollouts:
-                playing = asyncio.create_task(rollouts.run(requests(spec, 3, 4, policy="oracle")))
-                await until(lambda: gate.waiting == 1, "the replica's worker is in the middle of an episode")
-                assert [s.busy for s in fleet.slots] == [12]
-                playing.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await playing
-                assert [s.busy for s in fleet.slots] == [0]
-                gate.open()
-                again = episodes_of(await rollouts.run(requests(spec, 3, 4, policy="oracle")))
-                assert all(e.ok for e in again) and fleet.slots[0].up
+        policies, address = {"oracle": ScriptedPolicy("oracle", "oracle")}, getattr(cluster, through)
+        async with (
+            fleet_on(cluster, spec, workers=1, address=address) as fleet,
+            Rollouts(plan(spec), fleet, policies) as rollouts,
+        ):
+            playing = asyncio.create_task(rollouts.run(requests(spec, 3, 4, policy="oracle")))
+            await until(lambda: gate.waiting == 1, "the replica's worker is in the middle of an episode")
+            assert [s.busy for s in fleet.slots] == [12]
+            playing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await playing
+            assert [s.busy for s in fleet.slots] == [0]
+            gate.open()
+            again = episodes_of(await rollouts.run(requests(spec, 3, 4, policy="oracle")))
+            assert all(e.ok for e in again) and fleet.slots[0].up
 
     asyncio.run(go())
+
+
+def test_older_versions_and_served_models_act_beside_the_learner(cluster: Any, spec: EnvSpec, gate: Gate, tmp_path: Path) -> None:
+    from rollout.engines.torch.checkpoint import checksum, load_state
+
+    gate.open()
+    first, second = model_folder(tmp_path / "first", 1), model_folder(tmp_path / "second", 2)
+    older = PolicyVersion("older", 0, 7, checksum(load_state(second.path)))
+    word = requests(spec, 1, 1, stage="served")[0].instance.params["word"]
+
+    async def go() -> list[list[Episode]]:
+        async with fleet_on(cluster, spec, workers=2) as fleet, answering(word) as url:
+            engine = fleet.engine(ENGINE, {"learner": first})
+            policies: dict[str, Policy] = {"learner": engine_policy(engine, first)}
+            policies["served"] = chat_policy("served", EngineEntry(kind="openai", base_url=url, model="stub"))
+            async with Rollouts(plan(spec), fleet, policies) as rollouts:
+                await engine.add_policy(older, second.path)
+                with pytest.raises(ValueError, match="update_weights"):
+                    await engine.add_policy(older, second.path)
+                rollouts.policies["older"] = EnginePolicy(older, engine, second.renderer())
+                os.kill(fleet.slots[0].greeting.pid, signal.SIGKILL)  # the next one hears of both, too
+                return [
+                    episodes_of(await rollouts.run(requests(spec, 4, 4, stage=name, policy=name))) for name in ("older", "served")
+                ]
+
+    from_older, served = asyncio.run(go())
+    assert all(e.ok and e.seats["agent"] == older for e in from_older)
+    assert {n.version for e in from_older for n in e.nodes if any(n.mask)} == {older}
+    assert all(e.ok and e.steps[0].action == word and not e.nodes for e in served)
+    assert all((e.stop is StopReason.TERMINATED) == (e.instance["params"]["word"] == word) for e in served)
+    assert served[0].reward == {"agent": 1.0}
+
+
+@asynccontextmanager
+async def answering(text: str) -> AsyncIterator[str]:
+    """A server that says the same to everybody."""
+
+    async def chat(_: web.Request) -> web.Response:
+        said = {"role": "assistant", "content": text}
+        return web.json_response({"choices": [{"message": said, "finish_reason": "stop"}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    server = web.AppRunner(app)
+    await server.setup()
+    try:
+        await web.TCPSite(server, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{server.addresses[0][1]}/v1"
+    finally:
+        await server.cleanup()
 
 
 def test_an_environment_that_cannot_be_played_there_says_so(cluster: Any, spec: EnvSpec) -> None:

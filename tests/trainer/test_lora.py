@@ -107,6 +107,19 @@ def test_a_saved_adapter_acts_with_the_same_bits(tmp_path: Path) -> None:
     again.close()
 
 
+def test_an_adapter_on_top_of_an_adapter(tmp_path: Path) -> None:
+    below = chat_folder(tmp_path / "base")
+    for name in ("first", "second"):
+        model = Adapted(Decoder.load(ModelFolder.open(below).path), LORA, base=str(below))
+        client = LocalClient(model, threads=1)
+        steps(client, range(2))
+        checksum_of_all = client.publish().result().version.checksum
+        below = tmp_path / name
+        model.save_policy(below)
+        client.close()
+    assert checksum(load_state(ModelFolder.open(below).path)) == checksum_of_all
+
+
 def test_both_kinds_of_publishing_mean_the_same_weights() -> None:
     client = adapted()
     steps(client, range(2))

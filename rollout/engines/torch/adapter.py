@@ -144,6 +144,8 @@ def merged_folder(folder: Path) -> Path:
     Raises: UserError where the adapter is damaged, its base is not here (what to type), or the two do not fit.
     """
     base = resolve_model(read_adapter(folder).base, what=f"the base of the adapter {folder}, model")
+    if (base / ADAPTER_CONFIG).is_file():  # an adapter trained on top of an adapter
+        base = merged_folder(base)
     place = cache_dir() / "merged"
     target = place / _identity(folder, base)
     if (target / CONFIG).is_file():

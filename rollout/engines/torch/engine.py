@@ -6,15 +6,16 @@ policy sample one token for each of its requests.
 
 `threads` is how many cores one operation may use (torch's setting for the engine's thread). On models of a few million
 weights two cores working on one operation mostly wait for each other, and badly so where the environments need them
-too, so the default is 1 there and torch's own count for larger ones. The results of our own decoders do not depend on
-it; other models' may.
+too, so the default is 1 there, and on machines with two cores; torch's own count for larger models elsewhere. The
+results of our own decoders do not depend on it where the engine says that it is batch-invariant; other models' may.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,18 @@ CACHE_BYTES, ENOUGH = 4 << 30, 1024
 SMALL = 5_000_000
 """Weights up to which one core computes a step faster than two that share each operation."""
 
+FEW = 2
+"""On so few cores one computes models of any size: the others have environments to run and a trainer to serve, and an
+operation shared with a core that is busy waits for it."""
+
 
 class TorchEngine:
     """`models` maps each policy's name to a `Decoder` (its weights are copied) or a model folder.
 
     `max_in_flight` requests per policy are sampled at once, others wait; conversations keep their place in the cache
-    between turns, so it should be at least the number of episodes that run at once. `context` is the longest prompt
-    plus reply; the model's own limit unless given (or less, where that takes gigabytes). `versions` labels the initial weights (default: number 0 with the
-    weights' checksum).
+    between turns, so it should be at least the number of episodes that run at once. `context` is the longest prompt plus
+    reply; the model's own limit unless given, or less where that would take gigabytes. `versions` labels the initial
+    weights (default: number 0 with the weights' checksum).
     """
 
     def __init__(
@@ -172,8 +177,14 @@ class TorchEngine:
         context = self._limit(policy, config)
         with torch.inference_mode():
             runner = LaneRunner(config, state, version, lanes=self._max_in_flight, context=context)
-            runner.batch_invariant = batch_invariant(config, runner.weights)
+            with _threads(self._cores(runner.weight_count)):
+                runner.batch_invariant = batch_invariant(config, runner.weights)
         return runner
+
+    def _cores(self, weights: int) -> int:
+        """How many cores one operation on so many weights may use."""
+        most = torch.get_num_threads()
+        return self._threads or (1 if weights <= SMALL or most <= FEW else most)
 
     def _limit(self, policy: str, config: ModelConfig) -> int:
         """Longest prompt plus reply. Raises: UserError where more is asked for than the model knows positions."""
@@ -222,9 +233,7 @@ class TorchEngine:
         return await future
 
     def _run(self) -> None:
-        small = all(r.weight_count <= SMALL for r in self._runners.values())
-        if self._threads is not None or small:
-            torch.set_num_threads(self._threads or 1)
+        torch.set_num_threads(self._cores(max(r.weight_count for r in self._runners.values())))
         try:
             with torch.inference_mode():
                 while self._turn():
@@ -250,6 +259,16 @@ class TorchEngine:
         for loop in {request.future.get_loop() for request, _ in finished}:
             loop.call_soon_threadsafe(_settle_all, [i for i in finished if i[0].future.get_loop() is loop])
         return True
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _verify(version: PolicyVersion, state: Mapping[str, Tensor]) -> None:

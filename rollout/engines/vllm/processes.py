@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Self
 
 
 class Family:
-    """Processes, by pid."""
+    """Processes by pid, and the shared memory that they have."""
 
     def __init__(self, handles: dict[int, int]):
         self._handles = handles
+        self.shared = shared_memory(handles) - shared_memory([os.getpid()])
 
     @classmethod
     def below(cls, pid: int, *, itself: bool = True) -> Self:
@@ -44,6 +47,10 @@ class Family:
                 self.kill()
                 await asyncio.wait(late)
         self.forget()
+        for path in self.shared:
+            if path.exists():  # whoever is killed leaves it
+                path.unlink(missing_ok=True)
+                resource_tracker.unregister(f"/{path.name}", "shared_memory" if path.name.startswith("psm_") else "semaphore")
 
     def kill(self) -> None:
         """All but those that tidy up what the others leave in shared memory, and then end by themselves."""
@@ -68,6 +75,18 @@ def children(pid: int) -> list[int]:
             found += map(int, path.read_text().split())
         except OSError:
             continue  # the thread ended
+    return found
+
+
+def shared_memory(pids: Iterable[int]) -> set[Path]:
+    """Files in /dev/shm that any of them has mapped."""
+    found: set[Path] = set()
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:
+            continue
+        found |= {Path(line.split(maxsplit=5)[5]) for line in lines if " /dev/shm/" in line and not line.endswith("(deleted)")}
     return found
 
 

@@ -75,3 +75,12 @@ def test_a_syntax_error_ends_dash_and_is_the_agents_doing(image: Path) -> None:
     first, second = run(str(image), ["if", "echo usable"])
     assert first.exit_code == 2 and b"yntax error" in first.stderr
     assert second.stdout == b"usable\n"
+
+
+def test_an_unpacked_image_comes_before_a_built_in_one(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a container and a sandbox have the same root."""
+    (image.parents[1] / "envfarm").symlink_to(image.parent)
+    (image.parent / "base").symlink_to(image)
+    monkeypatch.setenv("ENVFARM_IMAGES", str(image.parents[1]))
+    (result,) = run("envfarm/base", ["echo $SHELL; ls"])
+    assert (result.exit_code, result.stdout) == (127, b"/bin/sh\n")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envfarm.errors import CapabilityError, InfraError, UserError
+from envfarm.errors import CapabilityError, UserError
 from rollout.engines.base import NEEDS_FOR_TRAINING, Adapter, Generation, Probe, require
 from rollout.engines.torch.engine import TorchEngine
 from rollout.engines.vllm.engine import VLLMEngine
@@ -69,7 +69,6 @@ def live(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         live.run(engine.start())
         handles = [os.pidfd_open(pid) for kind in KINDS for pid in engine.pids(kind)]
         yield live
-        handles += [os.pidfd_open(pid) for kind in KINDS for pid in engine.pids(kind)]
         live.run(engine.close())
     for handle in handles:
         assert is_over(handle), "a process is left"
@@ -259,35 +258,6 @@ def test_a_policy_that_is_not_there_or_twice(live: Live) -> None:
             await live.engine.generate([1], SamplingParams(), policy="tide")
         with pytest.raises(ValueError, match="already"):
             await live.engine.add_policy(PolicyVersion("tied"), "nowhere")
-
-    live.run(test())
-
-
-def test_kill_9_fails_what_is_in_flight_and_it_is_started_again_with_the_weights_it_had(live: Live) -> None:
-    """The last test with this engine: of the core in process, of the server where there is one."""
-
-    async def test() -> None:
-        version = await live.push("tied")
-        pids = live.engine.pids("tied")
-        handles = [os.pidfd_open(pid) for pid in pids]
-        load = [asyncio.create_task(live.ask("tied", max_tokens=800, seed=i)) for i in range(3)]
-        await live.ask("tied", max_tokens=4)
-        os.kill(pids[0], 9)
-        failed = await asyncio.gather(*load, return_exceptions=True)
-        assert [type(f).__mro__[1] for f in failed] == [InfraError] * 3
-        with pytest.raises(InfraError, match="started again"):
-            await live.ask("tied", max_tokens=4)
-        await live.engine.ready("tied")
-        assert not set(pids) & set(live.engine.pids("tied"))
-        for handle in handles:
-            assert is_over(handle), "a process of the dead engine is left"
-            os.close(handle)
-        assert live.engine.version("tied") == version
-        assert apart(await live.engine.score(PROBE, policy="tied"), teacher(live.model("tied"), PROBE)) < 1e-3
-        assert (await live.ask("tied", max_tokens=4)).version == version
-        await live.push("tied")
-        untouched = await live.ask("untied", max_tokens=4)
-        assert untouched.version == live.engine.version("untied")
 
     live.run(test())
 

@@ -1,0 +1,251 @@
+"""Boxes as containers of a Docker engine, near or far: the only importer of docker-py.
+
+A container is passive: its process 1 is a shell of the image with `remote_loop`'s text, reached over attach; a second shell is
+an exec. So `network none` is really none, and an engine on another machine works like this one's. It has no capabilities and no
+way to new privileges, a read-only root, memory without swap, pids and CPU limits, and tmpfs where it may write.
+
+Nothing outlives its owner: every container carries the labels `envfarm.box`, `envfarm.owner` and `envfarm.deadline`; a second
+process (`docker_reaper`) removes the owner's containers when the owner is gone, however that came, and those past their
+deadline; and each new backend removes what both may have left.
+
+Where the engine is: DOCKER_HOST (with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH), else the default socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from envfarm.backends import processes
+from envfarm.backends.docker_config import RUNSC, configuration, enforcement
+from envfarm.backends.docker_container import Container, EngineError, remove
+from envfarm.backends.remote_box import RemoteBox
+from envfarm.box import BoxSpec, Snapshot
+from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
+
+T = TypeVar("T")
+BOX, OWNER, DEADLINE = "envfarm.box", "envfarm.owner", "envfarm.deadline"
+DEADLINE_S = 4 * 3600.0
+_CALLS_AT_ONCE = 16
+
+
+def connect() -> Any:
+    """A docker-py `APIClient` of the engine that the environment names. Raises: MissingDependencyError, BoxUnavailableError."""
+    try:
+        import docker
+    except ModuleNotFoundError:
+        raise MissingDependencyError("the backend 'docker' needs docker-py: pip install 'envfarm[docker]'") from None
+    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if where.startswith("ssh://"):
+        tunnel = "ssh -nNT -L /tmp/engine.sock:/var/run/docker.sock HOST"
+        raise BoxUnavailableError(
+            f"DOCKER_HOST={where}: forward the socket with `{tunnel}` and set DOCKER_HOST=unix:///tmp/engine.sock"
+        )
+    try:
+        return docker.from_env(version="auto", timeout=120, max_pool_size=_CALLS_AT_ONCE).api
+    except docker.errors.DockerException as error:
+        if "Permission denied" in str(error):
+            raise BoxUnavailableError(
+                f"no box can be made: this user may not use the Docker engine at {where}. "
+                "As root: usermod -aG docker USER, then log in again"
+            ) from None
+        raise BoxUnavailableError(
+            f"no box can be made: no Docker engine answers at {where}. Start it (`systemctl start docker`), or set DOCKER_HOST "
+            f"to one that runs. Said: {error}"
+        ) from None
+
+
+def owner_label() -> str:
+    """This process, for ever: machine, pid, and when it started."""
+    return f"{platform.node()}:{os.getpid()}:{processes.start_ticks(os.getpid()) if os.path.isdir('/proc/self') else 0}"
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether an owner is known to have ended: nothing is known about other machines'."""
+    machine, pid, ticks = [*owner.split(":"), "", "", ""][:3]
+    if machine != platform.node() or not pid.isdigit() or not os.path.isdir("/proc/self"):
+        return False
+    return str(processes.start_ticks(int(pid))) != ticks
+
+
+def remove_left_over(api: Any, owner: str | None = None) -> int:
+    """Remove the containers of `owner`, of every owner that is gone, and those past their deadline. Returns how many."""
+    count = 0
+    for container in api.containers(all=True, filters={"label": BOX}):
+        labels = container["Labels"]
+        late = float(labels.get(DEADLINE) or "inf") < time.time()
+        if late or labels.get(OWNER) == owner or _is_gone(labels.get(OWNER, "")):
+            _remove(api, container["Id"])
+            count += 1
+    return count
+
+
+def reap(owner: str | None) -> int:
+    """For the reaper: as `remove_left_over`, and -1 where the engine does not answer."""
+    import docker
+
+    try:
+        return remove_left_over(connect(), owner)
+    except (BoxUnavailableError, docker.errors.DockerException, OSError):
+        return -1
+
+
+def _remove(api: Any, container: str) -> None:
+    """Also where another is at it: the engine answers 409 to that and 404 once it is done."""
+    import docker
+
+    try:
+        remove(api, container)
+    except docker.errors.APIError as error:
+        if error.status_code not in (404, 409):
+            raise
+
+
+class DockerBackend:
+    """See `envfarm.box.Backend`. `runtime`: one of the engine's (runc, runsc). `warm`: boxes kept ready of every spec that
+    was asked for. `deadline_s`: after this a box is removed, whatever it does."""
+
+    name = "docker"
+
+    def __init__(self, *, runtime: str | None = None, warm: int = 0, deadline_s: float = DEADLINE_S):
+        self.runtime = runtime
+        self._warm, self._deadline_s = warm, deadline_s
+        self._api: Any = None
+        self._info: dict[str, Any] = {}
+        self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="docker")
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._boxes: set[RemoteBox] = set()
+        self._ready: dict[BoxSpec, list[asyncio.Task[RemoteBox]]] = defaultdict(list)
+        self._probing = asyncio.Lock()
+        self._count = itertools.count()
+        self._prefix = secrets.token_hex(4)
+        self._closed = False
+        self.left = 0  # containers that could not be removed: the reaper's
+
+    async def probe(self) -> None:
+        """Raises BoxUnavailableError, MissingDependencyError."""
+        async with self._probing:
+            if self._api is not None:
+                return
+            loop = asyncio.get_running_loop()
+            api = await loop.run_in_executor(self._threads, connect)
+            try:
+                self._info = await self.call(api.info)
+                await self.call(remove_left_over, api)
+            except EngineError as error:
+                raise BoxUnavailableError(f"no box can be made: the Docker engine refused ({error.said})") from None
+            runtimes = self._info.get("Runtimes") or {}
+            if self.runtime and self.runtime not in runtimes:
+                raise BoxUnavailableError(
+                    f"the Docker engine has no runtime {self.runtime!r}, it has {', '.join(sorted(runtimes))}. Install it and "
+                    f"start the engine with `dockerd --add-runtime {self.runtime}=/usr/bin/{self.runtime}`"
+                )
+            self._api = api
+
+    async def start(self, spec: BoxSpec, *, owner: str = "", snapshot: Snapshot | None = None) -> RemoteBox:
+        await self.probe()
+        ready = self._ready[spec]
+        box = await (ready.pop(0) if ready else self._make(spec))
+        for _ in range(self._warm - len(ready)):
+            ready.append(asyncio.create_task(self._make(spec)))
+        if snapshot is not None:
+            try:
+                await box.restore(snapshot)
+            except BaseException:
+                await box.stop()
+                raise
+        return box
+
+    async def close(self) -> None:
+        self._closed = True
+        makers = [task for tasks in self._ready.values() for task in tasks]
+        self._ready.clear()
+        await asyncio.gather(*makers, return_exceptions=True)
+        await asyncio.gather(*(box.stop() for box in list(self._boxes)))
+        if self._reaper is not None:
+            assert self._reaper.stdin is not None
+            if not self.left:
+                self._reaper.kill()
+                self._reaper.wait()
+            self._reaper.stdin.close()
+            self._reaper = None
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+        self._threads.shutdown(wait=False)
+
+    def enforcement(self) -> dict[str, str]:
+        """Before `probe`, what holds on an engine with control groups."""
+        limits = enforcement(self.runtime, self._info.get("CgroupVersion"))
+        return {**limits, "lifetime": f"a reaper process, and a deadline after {self._deadline_s:.0f} s"}
+
+    # --- used by the containers -----------------------------------------------------------------------------------
+
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """docker-py blocks, and its errors stay here. Raises: EngineError."""
+        import docker
+
+        def work() -> T:
+            try:
+                return function(*args, **kwargs)
+            except docker.errors.APIError as error:
+                raise EngineError(error.status_code or 500, str(error.explanation or error)) from None
+            except (docker.errors.DockerException, OSError) as error:
+                raise EngineError(0, str(error)) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    @property
+    def api(self) -> Any:
+        return self._api
+
+    # --- making one -----------------------------------------------------------------------------------------------
+
+    async def _make(self, spec: BoxSpec) -> RemoteBox:
+        """A box without an owner yet. Raises: BoxUnavailableError, InfraError."""
+        self._start_reaper()
+        name = f"box-{self._prefix}-{next(self._count)}"
+        streams = Container(self, spec)
+        box = RemoteBox(name, spec, streams, self._boxes.discard)
+        self._boxes.add(box)
+        try:
+            await streams.create(configuration(spec, self.runtime, self._labels(name)))
+            await box.up()
+            if self._closed:
+                raise InfraError("the backend was closed before the box was up")
+        except BaseException:
+            await box.stop()
+            raise
+        return box
+
+    def _labels(self, name: str) -> dict[str, str]:
+        return {BOX: name, OWNER: owner_label(), DEADLINE: str(int(time.time() + self._deadline_s))}
+
+    def _start_reaper(self) -> None:
+        if self._reaper is None:
+            self._reaper = subprocess.Popen(
+                [sys.executable, "-m", "envfarm.backends.docker_reaper", owner_label(), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+
+class GvisorBackend(DockerBackend):
+    """The same in gVisor's own kernel, where the engine has the runtime `runsc`."""
+
+    name = "docker-runsc"
+
+    def __init__(self, **options: Any):
+        super().__init__(runtime=RUNSC, **options)

@@ -1,0 +1,97 @@
+"""What a container of a box is allowed to do, as the engine's API takes it, and in words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from envfarm.backends import remote_loop, rootfs, seccomp
+from envfarm.backends.limits import OURS
+from envfarm.backends.remote_box import variables
+from envfarm.backends.remote_shell import TICK_S
+from envfarm.box import WORKDIR, BoxSpec
+
+RUNSC = "runsc"
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"  # as `rootfs` has it for unpacked images
+_MINE = f"uid={rootfs.UID},gid={rootfs.GID}"
+_MOUNT = "rw,exec,nosuid,nodev"
+
+
+def configuration(spec: BoxSpec, runtime: str | None, labels: dict[str, str]) -> dict[str, Any]:
+    """Arguments of docker-py's `create_container`."""
+    address_space = spec.memory_bytes if runtime == RUNSC else None
+    return {
+        "image": spec.image,
+        "entrypoint": remote_loop.entry(),
+        "command": [],
+        "user": f"{rootfs.UID}:{rootfs.GID}",
+        "hostname": rootfs.HOSTNAME,
+        "working_dir": WORKDIR,
+        "environment": {**rootfs.PINNED_ENV, "PATH": _PATH, **variables(address_space)},
+        "stdin_open": True,
+        "labels": labels,
+        "host_config": host_config(spec, runtime),
+    }
+
+
+def host_config(spec: BoxSpec, runtime: str | None) -> dict[str, Any]:
+    """`HostConfig` of the engine's API. Output goes to whoever is attached and to no log."""
+    task, tmp = rootfs.sizes(spec)
+    filtered = [] if runtime == RUNSC else [f"seccomp={seccomp_profile()}"]
+    config = {
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges", *filtered],
+        "ReadonlyRootfs": True,
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "Memory": spec.memory_bytes,
+        "MemorySwap": spec.memory_bytes,
+        "PidsLimit": spec.pids + OURS,
+        "NanoCpus": int(spec.cpu * 1e9),
+        "ShmSize": rootfs.SHM_BYTES,
+        "Tmpfs": {
+            WORKDIR: f"{_MOUNT},size={task},mode=0755,{_MINE}",
+            "/tmp": f"{_MOUNT},size={tmp},mode=1777",
+            rootfs.STDIN_DIR: f"{_MOUNT},size={rootfs.STDIN_BYTES},mode=0755,{_MINE}",
+        },
+        "LogConfig": {"Type": "none"},
+    }
+    return {**config, "Runtime": runtime} if runtime else config
+
+
+def seccomp_profile() -> str:
+    """The filter of `seccomp` as the engine wants it, so that a box refuses the same calls on every backend."""
+    refuse = {"action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+    rules: list[dict[str, Any]] = [
+        {"names": list(seccomp.DENIED), **refuse},
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+    ]
+    for bit in range(32):
+        if seccomp.NEW_NAMESPACES >> bit & 1:
+            flag = 1 << bit
+            mask = {"index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"}
+            rules.append({"names": ["clone"], "args": [mask], **refuse})
+    for request in seccomp.TERMINAL_REQUESTS:
+        mask = {"index": 1, "value": 0xFFFFFFFF, "valueTwo": request, "op": "SCMP_CMP_MASKED_EQ"}
+        rules.append({"names": ["ioctl"], "args": [mask], **refuse})
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
+
+
+def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, str]:
+    """See `Backend.enforcement`."""
+    counted = f"cgroup v{cgroup_version} of the engine" if cgroup_version else "control groups of the engine"
+    everywhere = {"disk": "tmpfs size", "output": "bytes kept per stream", "idle": "wall clock"}
+    if runtime != RUNSC:
+        cpu = f"{counted}: the rate; seconds looked at every {TICK_S} s"
+        network = "network namespace: loopback alone"
+        return {"memory": counted, "pids": counted, "cpu": cpu, **everywhere, "network": network, "syscalls": "seccomp"}
+    watched = f"looked at every {TICK_S} s from inside: runsc enforces no control groups"
+    return {
+        "memory": f"rlimit per process, and the sum {watched}",
+        "pids": f"number {watched}",
+        "cpu": f"seconds {watched}; the rate is not limited",
+        **everywhere,
+        "network": "gVisor's own stack: loopback alone",
+        "syscalls": "gVisor's own kernel",
+        "process 1": "not protected: an agent that kills it looks like a container that was killed (infra_error)",
+    }

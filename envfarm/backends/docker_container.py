@@ -1,0 +1,144 @@
+"""One container as `remote_streams.Streams`. Talks to the engine through its backend, which translates docker-py's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from envfarm.backends import remote_side, rootfs
+from envfarm.backends.docker_stream import SocketPipe
+from envfarm.backends.limits import OURS
+from envfarm.backends.remote_streams import Death, Lost, NoRoom
+from envfarm.box import BoxSpec
+from envfarm.errors import BoxUnavailableError, InfraError
+
+T = TypeVar("T")
+_ROOM = 64  # processes more, for the moment in which an exec needs them
+_KILLED, _TERMINATED = 137, 143
+_NOT_FOUND, _CONFLICT = 404, 409
+
+
+class EngineError(Exception):
+    """The engine refused (`status` as in HTTP), or did not answer (0)."""
+
+    def __init__(self, status: int, said: str):
+        super().__init__(status, said)
+        self.status, self.said = status, said
+
+
+class Engine(Protocol):
+    @property
+    def api(self) -> Any:
+        """docker-py's `APIClient`."""
+        ...
+
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """A blocking call of it, in a thread. Raises: EngineError."""
+        ...
+
+    left: int
+    """Containers that could not be removed."""
+
+
+class Container:
+    def __init__(self, engine: Engine, spec: BoxSpec):
+        self._engine, self._spec = engine, spec
+        self._id: str | None = None
+        self._creating: asyncio.Future[dict[str, Any]] | None = None
+        self._removed = False
+        self._main: SocketPipe | None = None
+
+    async def create(self, configuration: dict[str, Any]) -> None:
+        """Create it, attach, start it: in this order nothing of its output is lost. Raises: BoxUnavailableError, InfraError."""
+        api, call = self._engine.api, self._engine.call
+        try:
+            self._creating = asyncio.ensure_future(call(api.create_container, **configuration))
+            self._id = (await asyncio.shield(self._creating))["Id"]
+            self._main = _pipe(await call(api.attach_socket, self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
+            await call(api.start, self._id)
+        except EngineError as error:
+            if error.status == _NOT_FOUND and self._id is None:
+                raise BoxUnavailableError(
+                    f"the Docker engine has no image {self._spec.image!r}: `envfarm image build` makes those that environments "
+                    f"ask for; `docker pull` or `docker build -t {self._spec.image}` any other"
+                ) from None
+            raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
+
+    async def open_main(self) -> SocketPipe:
+        assert self._main is not None
+        return self._main
+
+    async def open_side(self, *, crowded: bool) -> SocketPipe:
+        api, call = self._engine.api, self._engine.call
+        user = f"{rootfs.UID}:{rootfs.GID}"
+        try:
+            if crowded:
+                await call(_limit_processes, api, self._id, self._spec.pids + OURS + _ROOM)
+            made = await call(api.exec_create, self._id, remote_side.ENTRY, stdin=True, user=user, workdir="/")
+            pipe = _pipe(await call(api.exec_start, made["Id"], socket=True))
+            if crowded:
+                await call(_limit_processes, api, self._id, self._spec.pids + OURS)
+            return pipe
+        except EngineError as error:
+            raise (NoRoom if error.status and await self._runs() else Lost) from None
+
+    async def _runs(self) -> bool:
+        try:
+            return (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]["Running"]
+        except EngineError:
+            return False
+
+    async def death(self) -> Death:
+        """Of a live process 1 nothing but its own end, a kill from outside or the engine's end closes the streams. The
+        kernel lets no process of the agent's kill it; one that writes into its memory makes it end by another signal."""
+        try:
+            state = (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]
+        except EngineError as error:
+            gone = error.status == _NOT_FOUND
+            return Death("its container was removed" if gone else f"the Docker engine does not answer: {error.said}")
+        if state["Running"]:
+            return Death("the connection to its container was lost")
+        code = state["ExitCode"]
+        if state["OOMKilled"]:
+            return Death("out of memory", by_agent=True, limit="memory")
+        if code in (_KILLED, _TERMINATED) or state["Error"]:
+            return Death(f"its container was ended from outside (exit code {code}) {state['Error']}".rstrip())
+        return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
+
+    async def remove(self) -> None:
+        """What cannot be removed now, as the engine is gone, the reaper removes when it is back."""
+        if self._removed:
+            return
+        self._removed = True
+        if self._main is not None:
+            self._main.close()
+        if self._creating is not None:
+            try:
+                made = await self._creating  # it cannot be called off
+                await self._engine.call(remove, self._engine.api, made["Id"])
+            except EngineError as error:
+                self._engine.left += error.status not in (_NOT_FOUND, _CONFLICT)
+
+
+def remove(api: Any, container: str) -> None:
+    """With what is in it."""
+    api.remove_container(container, force=True, v=True)
+
+
+def _pipe(handed_over: Any) -> SocketPipe:
+    """A plain socket is duplicated, as what docker-py hands over lives as long as an HTTP response."""
+    raw = getattr(handed_over, "_sock", handed_over)
+    if type(raw) is not socket.socket:
+        return SocketPipe(raw, keep=handed_over)
+    own = socket.socket(fileno=os.dup(raw.fileno()))
+    handed_over.close()
+    return SocketPipe(own)
+
+
+def _limit_processes(api: Any, container: str | None, pids: int) -> None:
+    """docker-py's own `update_container` does not know this limit."""
+    answer = api.post(f"{api.base_url}/v{api.api_version}/containers/{container}/update", json={"PidsLimit": pids}, timeout=60)
+    answer.raise_for_status()

@@ -1,0 +1,116 @@
+"""One live box behind `Streams`: its shell and its files, freed together."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import errno
+import os
+import secrets
+from collections.abc import Callable
+
+from envfarm.backends import remote_files, remote_side, shell_loop
+from envfarm.backends.remote_files import RemoteFiles
+from envfarm.backends.remote_loop import environment
+from envfarm.backends.remote_shell import RemoteShell
+from envfarm.backends.remote_streams import Streams
+from envfarm.backends.rootfs import STDIN_DIR
+from envfarm.backends.tarball import canonical
+from envfarm.box import WORKDIR, BoxSpec, Entry, ExecResult, Snapshot
+from envfarm.errors import InfraError
+
+SNAPSHOT_BYTES = 64 << 20
+_TAR_BYTES = 2 * SNAPSHOT_BYTES  # with its headers
+
+
+def variables(address_space_bytes: int | None = None) -> dict[str, str]:
+    """What a container or pod must have in its environment, beside `rootfs.PINNED_ENV` and PATH."""
+    return {**environment(address_space_bytes), "__f": remote_side.SCRIPT + remote_files.SCRIPT + remote_side.SERVE}
+
+
+class RemoteBox:
+    """See `envfarm.box.Box`. Owns its streams from its construction on: `stop` frees all.
+
+    A box that the agent ended itself behaves like an empty one whose every command hits the limit.
+    """
+
+    def __init__(self, box_id: str, spec: BoxSpec, streams: Streams, on_stop: Callable[[RemoteBox], None]):
+        self.id = box_id
+        self.spec = spec
+        self._streams = streams
+        self._shell = RemoteShell(spec, streams)
+        self._files = RemoteFiles(self._shell.ask)
+        self._on_stop = on_stop
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def up(self) -> None:
+        """Raises: InfraError."""
+        try:
+            await self._shell.up()
+        except InfraError as error:
+            raise InfraError(f"box {self.id} did not come up: {error}") from None
+
+    async def stop(self) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        self._shell.close("the box was stopped")
+        await self._streams.remove()
+        self._on_stop(self)
+
+    async def exec(self, command: str, *, stdin: bytes = b"", timeout_s: float | None = None) -> ExecResult:
+        if not stdin or self._spent():
+            return await self._shell.run(command, "/dev/null", timeout_s)
+        name = secrets.token_hex(8)
+        await self._files.put(STDIN_DIR, name, stdin, 0o600)
+        try:
+            return await self._shell.run(command, f"{STDIN_DIR}/{name}", timeout_s)
+        finally:
+            if self._shell.death is None:
+                await self._files.remove(STDIN_DIR, name)
+
+    def _spent(self) -> bool:
+        return self._shell.death is not None and self._shell.death.by_agent
+
+    def _nothing(self, path: str) -> FileNotFoundError:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    async def read(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
+        if self._spent():
+            raise self._nothing(path)
+        return await self._files.read(path, max_bytes)
+
+    async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        if self._spent():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        await self._files.write(path, data, mode)
+
+    async def list(self, path: str = WORKDIR, *, max_entries: int = 10_000) -> builtins.list[Entry]:
+        if self._spent():
+            raise self._nothing(path)
+        return await self._files.list(path, max_entries)
+
+    async def archive(self, paths: builtins.list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for path in paths if not self._spent() else ():
+            found |= await self._files.archive(path, max_bytes - sum(map(len, found.values())))
+        return found
+
+    async def snapshot(self) -> Snapshot:
+        self._shell.require()
+        if sum(entry.size for entry in await self._files.list(WORKDIR, 1_000_000)) > SNAPSHOT_BYTES:
+            raise ValueError(f"a snapshot holds at most {SNAPSHOT_BYTES} bytes")
+        files = canonical(await self._files.tar(".", _TAR_BYTES), SNAPSHOT_BYTES)
+        dump = await self.exec(shell_loop.DUMP)
+        return Snapshot(files=files, shell=shell_loop.restorable(dump.stdout))
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        """Files and shell state of a snapshot, into a box that nobody has used yet."""
+        await self._files.untar(snapshot.files)
+        await self._files.put(STDIN_DIR, "state", snapshot.shell, 0o600)
+        try:
+            await self.exec(f". {STDIN_DIR}/state >/dev/null 2>&1; __q 0")
+        finally:
+            await self._files.remove(STDIN_DIR, "state")

@@ -1,0 +1,70 @@
+"""The one side shell of a box that is in use, opened when it is first needed and again where the agent has killed it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from envfarm.backends.remote_side import Answer, Side, SideLost
+from envfarm.backends.remote_streams import Lost, NoRoom, Streams
+from envfarm.backends.shell import START_TIMEOUT_S
+
+_TRIES = 4
+_AGAIN_S = 10.0  # for a shell that replaces another
+
+
+class Second:
+    def __init__(self, streams: Streams):
+        self._streams = streams
+        self._lock = asyncio.Lock()
+        self._side: Side | None = None
+        self._closed = self._opened = self._crowded = False
+
+    def close(self) -> None:
+        """Every later question raises Lost. Idempotent."""
+        self._closed = True
+        if self._side is not None:
+            self._side.close()
+
+    async def ask(self, text: str, data: bytes = b"", *, timeout_s: float) -> Answer:
+        """As `Side.ask`. Raises: Refused, Lost, SideLost where several shells in a row were killed or do not answer."""
+        for _ in range(_TRIES):
+            side = await self._have()
+            try:
+                return await side.ask(text, data, timeout_s=timeout_s)
+            except SideLost:
+                side.close()
+                if self._side is side:
+                    self._side = None
+        if self._closed:
+            raise Lost
+        raise SideLost
+
+    async def _have(self) -> Side:
+        async with self._lock:
+            for _ in range(_TRIES):
+                if self._closed:
+                    raise Lost
+                if self._side is None:
+                    self._side = await self._open()
+                if self._side is not None:
+                    return self._side
+        raise SideLost
+
+    async def _open(self) -> Side | None:
+        """None where it did not come up. Raises: Lost."""
+        try:
+            side = Side(await self._streams.open_side(crowded=self._crowded))
+        except NoRoom:
+            self._crowded = True
+            return None
+        try:
+            await side.ask("reply ok 0", timeout_s=_AGAIN_S if self._opened else START_TIMEOUT_S)
+        except SideLost:
+            side.close()
+            self._crowded = True
+            return None
+        except BaseException:
+            side.close()
+            raise
+        self._crowded, self._opened = False, True
+        return side

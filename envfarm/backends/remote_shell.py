@@ -1,0 +1,331 @@
+"""The worker's end of a remote box's shell: `shell.Shell` over `Streams`.
+
+The life of a command: its frame is sent; output is collected as it comes; both streams show the end mark, or that the shell
+itself ended; the side shell kills leftovers and reads the counters, which say whether a limit explains the end. While a command
+runs it is looked at every `TICK_S` for wall clock, CPU seconds and what nobody counts here.
+
+Attribution. A box that dies because of its limits, or because the agent tampered with process 1, is the agent's doing: that
+command and every later one ends by the limit. So is a box that stops to answer once it has run a command of the agent's. Only
+an end from outside (the container was killed, the engine is gone) or a box that never came up is BoxDied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from envfarm.backends import remote_loop, shell_loop
+from envfarm.backends.limits import OURS
+from envfarm.backends.outcome import KILLED, told
+from envfarm.backends.remote_loop import Channel, Ended
+from envfarm.backends.remote_second import Second
+from envfarm.backends.remote_side import Answer, SideLost, State
+from envfarm.backends.remote_streams import Death, Lost, Pipe, Streams
+from envfarm.backends.shell import FLOOD, START_TIMEOUT_S
+from envfarm.box import WORKDIR, BoxSpec, ExecResult, LimitKind
+from envfarm.errors import BoxDied
+
+TICK_S = 0.1
+_FIRST_TICK_S = 0.03
+_LOOK_S = 4.0  # a second shell that takes longer to count is replaced
+_SETTLE_S = 10.0
+_TRIES = 4
+
+
+class Spent(Exception):
+    """The box is of no more use, and that is the agent's doing."""
+
+
+@dataclass
+class _Running:
+    deadline: float  # loop time
+    cpu_until: float  # CPU seconds of the box
+    before: State
+    limit: LimitKind | None = None
+    attempts: int = 0
+
+
+class RemoteShell:
+    """One command at a time. `close` makes every later call raise BoxDied."""
+
+    def __init__(self, spec: BoxSpec, streams: Streams):
+        self._spec, self._streams = spec, streams
+        self._loop = asyncio.get_running_loop()
+        self._secret = secrets.token_hex(16)
+        self._out = Channel(spec.output_bytes, self._secret)
+        self._err = Channel(spec.output_bytes, self._secret)
+        self._changed = asyncio.Event()
+        self._main: Pipe | None = None
+        self._main_ended = False
+        self._second = Second(streams)
+        self._gone: Death | None = None
+        self._running: _Running | None = None
+        self._state: State | None = None  # as of the last command; None where files were moved since
+        self._cwd = WORKDIR.encode()
+        self._pid = 0  # the agent's shell, as the box numbers it
+        self._used = False  # a command of the agent's has run
+
+    # --- coming up and going away ---------------------------------------------------------------------------------
+
+    async def up(self) -> None:
+        """Connect and wait until both shells answer. Raises: BoxDied."""
+        try:
+            self._main = await self._streams.open_main()
+            self._main.listen(self._feed_out, self._feed_err, self._end_of_main)
+            await self._renew(START_TIMEOUT_S)
+            await self._know_shell()
+        except (Lost, SideLost):
+            await self._learn()
+        except Spent:
+            self._gone = Death("it did not answer as it came up")
+        self.require()
+
+    def close(self, why: str) -> None:
+        """Idempotent. The container is its owner's to remove."""
+        if self._gone is None:
+            self._gone = Death(why)
+        self._second.close()
+        if self._main is not None:
+            self._main.close()
+        self._changed.set()
+
+    def require(self) -> None:
+        """Raises: BoxDied where the box is gone, whoever did it."""
+        if self._gone is not None:
+            raise BoxDied(self._gone.why)
+
+    @property
+    def death(self) -> Death | None:
+        return self._gone
+
+    async def _learn(self) -> None:
+        """A stream ended: ask why, once."""
+        if self._gone is None:
+            death = await self._streams.death()
+            if self._gone is None:
+                self._gone = death
+
+    def _spend(self, limit: LimitKind | None, why: str) -> None:
+        if self._gone is None:
+            self._gone = Death(why, by_agent=True, limit=limit)
+
+    def _feed_out(self, data: bytes) -> None:
+        self._out.feed(data)
+        self._notice()
+
+    def _feed_err(self, data: bytes) -> None:
+        self._err.feed(data)
+        self._notice()
+
+    def _notice(self) -> None:
+        if self._out.ended or self._err.ended:
+            self._changed.set()
+
+    def _end_of_main(self) -> None:
+        self._main_ended = True
+        self._second.close()
+        self._changed.set()
+
+    async def ask(self, text: str, data: bytes = b"", *, timeout_s: float) -> Answer:
+        """For file requests. Raises: Refused, BoxDied."""
+        self.require()
+        self._state = None
+        try:
+            return await self._second.ask(text, data, timeout_s=timeout_s)
+        except Lost:
+            await self._learn()
+        except SideLost:
+            self._spend("idle", "its second shell does not answer")
+        raise BoxDied(self._gone.why if self._gone else "")
+
+    async def _count(self, text: str, timeout_s: float = _SETTLE_S) -> State:
+        """Raises: Lost, SideLost."""
+        answer = await self._second.ask(text, timeout_s=timeout_s)
+        try:
+            return State.of(answer.words)
+        except ValueError:
+            raise SideLost from None
+
+    # --- one command ----------------------------------------------------------------------------------------------
+
+    async def run(self, command: str, stdin_path: str, timeout_s: float | None) -> ExecResult:
+        """See `Box.exec`."""
+        if self._gone is not None:
+            return self._last_words()
+        if self._running is not None:
+            raise RuntimeError("a command is still running in this box; it takes one at a time")
+        limit_s = self._spec.exec_timeout_s if timeout_s is None else min(timeout_s, self._spec.exec_timeout_s)
+        shell_loop.check(command)
+        before = self._state or State(0, 0, 0, 0.0, 0, 0, ())
+        running = self._running = _Running(self._loop.time() + limit_s, before.cpu_s + self._spec.exec_cpu_s, before)
+        try:
+            if self._state is None:
+                running.before = await self._count("count; state")
+                running.cpu_until = running.before.cpu_s + self._spec.exec_cpu_s
+            await self._have_shell()
+            self._used = True
+            running.deadline = self._loop.time() + limit_s
+            ended = await self._converse(command, stdin_path, running)
+            self._state = after = await self._settle(ended)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._abandon())
+            raise
+        except Lost:
+            await self._learn()
+            return self._last_words(running)
+        except (Spent, SideLost):
+            self._spend(running.limit or "idle", "it stopped to answer after a command of the agent's")
+            await self._streams.remove()
+            return self._last_words(running)
+        finally:
+            self._running = None
+        return self._outcome(running, ended, after)
+
+    async def _converse(self, command: str, stdin_path: str, running: _Running) -> Ended:
+        """Send a command and see it to its end, whatever that takes. Raises: Lost, SideLost, Spent."""
+        nonce = self._expect()
+        self._send(remote_loop.encode(nonce, command, stdin_path))
+        tick = _FIRST_TICK_S
+        while not await self._over(tick):
+            tick = TICK_S
+            if running.limit is None:
+                running.limit = await self._exceeded(running)
+            if running.limit is not None:
+                if running.attempts >= _TRIES:
+                    raise Spent
+                running.attempts, tick = running.attempts + 1, _SETTLE_S
+                await self._count("settle 0")
+        assert self._out.ended is not None
+        return self._out.ended
+
+    async def _settle(self, ended: Ended) -> State:
+        """End what the command left behind. Raises: Lost, SideLost, Spent."""
+        spare = 0 if self._shell_ended() else self._pid
+        state = await self._count(f"settle {spare}")
+        if set(state.left) - {spare}:
+            raise Spent
+        if spare not in state.left:
+            await self._both_dead()
+        elif ended.cwd is not None:
+            self._cwd = ended.cwd
+        return state
+
+    def _shell_ended(self) -> bool:
+        return any(c.ended is not None and c.ended.shell_too for c in (self._out, self._err))
+
+    async def _both_dead(self) -> None:
+        """Process 1 says on both streams that the shell ended. Raises: Lost, Spent."""
+        both = (self._out, self._err)
+        if not await self._until(lambda: all(c.ended is not None and c.ended.shell_too for c in both), _SETTLE_S):
+            raise Spent
+
+    async def _have_shell(self) -> None:
+        """The shell, or a new one in the last one's directory. Raises: Lost, SideLost, Spent."""
+        if not self._shell_ended():
+            return
+        await self._both_dead()
+        await self._count("settle 0")
+        await self._renew(_SETTLE_S)
+        await self._know_shell()
+        nonce = self._expect()
+        self._send(remote_loop.encode(nonce, shell_loop.go_to(self._cwd)))
+        if not await self._over(_SETTLE_S):
+            raise Spent
+
+    async def _renew(self, timeout_s: float) -> None:
+        """Ask process 1 for a shell. Raises: Lost, Spent."""
+        for channel in (self._out, self._err):
+            channel.renewed()
+        nonce = self._expect()
+        # the agent may have left half a line in the pipe
+        self._send((b"\n" if self._used else b"") + remote_loop.handshake(self._secret, nonce))
+        if not await self._over(timeout_s):
+            raise Spent
+
+    async def _know_shell(self) -> None:
+        """The number of the shell that has just come up: nothing else lives in the box. Raises: Lost, SideLost, Spent."""
+        self._state = await self._count("living 0; state")
+        if len(self._state.left) != 1:
+            raise Spent
+        self._pid = self._state.left[0]
+
+    async def _abandon(self) -> None:
+        """The caller was cancelled: end the command all the same, so that the box stays usable."""
+        try:
+            if self._gone is None and not self._shell_ended() and self._pid:
+                await self._count("settle 0")
+                await self._both_dead()
+            self._state = None
+        except Lost:
+            await self._learn()
+        except (SideLost, Spent):
+            self._spend("idle", "it stopped to answer after a command was cancelled")
+
+    # --- small steps ----------------------------------------------------------------------------------------------
+
+    def _expect(self) -> str:
+        nonce = secrets.token_hex(8)
+        for channel in (self._out, self._err):
+            channel.expect(nonce)
+        self._changed.clear()
+        return nonce
+
+    def _send(self, data: bytes) -> None:
+        """Raises: Lost."""
+        if self._main is None or self._main_ended or self._gone is not None:
+            raise Lost
+        self._main.send(data)
+
+    async def _over(self, timeout_s: float) -> bool:
+        """Whether both streams have shown an end within that time. Raises: Lost."""
+        return await self._until(lambda: self._out.ended is not None and self._err.ended is not None, timeout_s)
+
+    async def _until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
+        """Raises: Lost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not holds():
+                    if self._main_ended or self._gone is not None:
+                        raise Lost
+                    self._changed.clear()
+                    await self._changed.wait()
+        return holds()
+
+    async def _exceeded(self, running: _Running) -> LimitKind | None:
+        if max(self._out.seen, self._err.seen) > FLOOD * self._spec.output_bytes:
+            return "output"
+        now = await self._count("living 0; state", _LOOK_S)
+        if not now.counters and now.processes > self._spec.pids + OURS:
+            return "pids"
+        if not now.counters and now.private_bytes > self._spec.memory_bytes:
+            return "memory"
+        if now.cpu_s > running.cpu_until:
+            return "cpu"
+        return "idle" if self._loop.time() > running.deadline else None
+
+    def _outcome(self, running: _Running, ended: Ended, after: State) -> ExecResult:
+        out, cut_out = self._out.take()
+        err, cut_err = self._err.take()
+        limit = running.limit
+        if after.memory_kills > running.before.memory_kills:
+            limit = "memory"
+        elif limit in (None, "idle", "cpu"):
+            if after.refused_forks > running.before.refused_forks:
+                limit = "pids"
+            elif cut_out or cut_err:
+                limit = "output"
+            else:
+                limit = told(bool(after.counters), ended.exit_code, err) or limit
+        return ExecResult(exit_code=ended.exit_code, stdout=out, stderr=err, limit=limit)
+
+    def _last_words(self, running: _Running | None = None) -> ExecResult:
+        """Of a box that is gone. Raises: BoxDied where that is not the agent's doing."""
+        assert self._gone is not None
+        if not self._gone.by_agent:
+            raise BoxDied(self._gone.why) from None
+        out, err = (self._out.take()[0], self._err.take()[0]) if running is not None else (b"", b"")
+        code = self._gone.exit_code if self._gone.limit is None else KILLED
+        return ExecResult(exit_code=code, stdout=out, stderr=err, limit=self._gone.limit)

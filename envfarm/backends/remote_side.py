@@ -1,0 +1,213 @@
+"""The second shell in a remote box: it ends what a command left behind, counts what it used, and moves files.
+
+It never evaluates the agent's text, only requests of ours, one line each, and works by builtins wherever that is possible, as
+in a box full of processes nothing can be forked. Its answer is `\\0<nonce> <status> <length> <words>\\n` and then `length` bytes;
+with length -1 the bytes go on to `\\0<nonce>.`, which nobody in the box can spell while they flow: file requests come when no
+process of the agent's is left. What else appears on its stream was forged by the agent and is dropped.
+
+Process 1 cannot be killed from inside, this shell can: then a new one is opened (`remote_shell`), at the cost of one exec.
+`kill -9 -1` spares process 1 and whoever calls it, and the kernel does it in one stroke: no fork bomb is faster.
+
+Where the box has counters of its own (`/sys/fs/cgroup`, version 1 or 2) they are read; otherwise processes, their CPU seconds
+and private memory are summed up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+from envfarm.backends.remote_streams import Pipe
+
+ENTRY = ["/bin/sh", "-c", 'eval "$__f"']
+
+SCRIPT = r"""
+unset __b __f; exec 2>/dev/null; umask 022; cd /; IFS=' '; PATH=/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin; export PATH
+NL='
+'; V=0; [ -r /sys/fs/cgroup/memory/memory.oom_control ] && V=1; [ -r /sys/fs/cgroup/memory.events ] && V=2
+reply() { printf '\0%s %s\n' "$r" "$*"; }
+
+living() { # L: living processes beside 1, this shell and $1; Z: dead ones that nobody has reaped yet
+L= Z=
+for d in /proc/[0-9]*; do
+p=${d#/proc/}
+case " 1 $$ $1 " in *" $p "*) continue;; esac
+s=; while IFS= read -r l; do s=$l; done <"$d/stat"
+s=${s##*) }
+case $s in '') ;; Z*|X*) Z="$Z $p";; *) L="$L $p";; esac
+done
+}
+
+clear() { # end every process beside 1, this shell and $1; a bomb that outruns the second try takes $1 with it
+living "$1"; n=0
+while [ -n "$L" ]; do
+n=$((n+1))
+kill -STOP $L; kill -KILL $L
+[ $n -gt 2 ] && kill -KILL -1
+[ $n -gt 20 ] && sleep 0.01
+[ $n -gt 500 ] && break
+living "$1"
+done
+n=0
+while [ -n "$Z" ] && [ $n -lt 40 ]; do n=$((n+1)); living "$1"; done
+}
+
+field() { F=0; while read -r k v; do [ "$k" = "$1" ] && F=$v; done <"/sys/fs/cgroup/$2"; }
+
+count() { # M: killed for memory; P: forks refused; C: CPU microseconds; N, A: processes and private pages, where nobody counts
+M=0 P=0 C=0 N=0 A=0
+case $V in
+1) field oom_kill memory/memory.oom_control; M=$F; field max pids/pids.events; P=$F
+read -r C </sys/fs/cgroup/cpuacct/cpuacct.usage; C=$((C/1000));;
+2) field oom_kill memory.events; M=$F; field max pids.events; P=$F; field usage_usec cpu.stat; C=$F;;
+*) for d in /proc/[0-9]*; do
+[ "$d" = "/proc/$$" ] && continue
+s=; while IFS= read -r l; do s=$l; done <"$d/stat"
+set -- ${s##*) }
+[ $# -gt 15 ] || continue
+C=$((C+(${12}+${13}+${14}+${15})*10000)) N=$((N+1))
+read -r k v l s <"$d/statm" && A=$((A+v-l))
+done;;
+esac
+}
+
+state() { count; reply ok 0 $V $M $P $C $N $A $L; }
+settle() { # nearly always there are three processes: 1, this shell and $1, and none is a zombie, which has no `exe`
+p=$1; set -- /proc/[0-9]*
+if [ $# = 3 ] && [ -e "/proc/$p/exe" ]; then L=$p; else clear "$p"; living 0; fi
+state
+}
+"""
+
+SERVE = 'while IFS= read -r q; do IFS=" "; eval "$q"; done\n'
+"""The end of the script, after all functions."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a box has used since it started."""
+
+    counters: int  # version of the control groups seen inside, 0 for none
+    memory_kills: int
+    refused_forks: int
+    cpu_s: float
+    processes: int  # these two only without counters
+    private_bytes: int
+    left: tuple[int, ...]  # processes that are still there
+
+    @classmethod
+    def of(cls, words: list[bytes]) -> State:
+        version, memory, pids, cpu_us, processes, pages, *left = (int(w) for w in words)
+        return cls(version, memory, pids, cpu_us / 1e6, processes, pages * 4096, tuple(left))
+
+
+class SideLost(Exception):
+    """The shell was killed, stopped or made to speak nonsense."""
+
+
+class Refused(Exception):
+    """The request was understood and could not be done; `args[0]` says why in one word."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    words: list[bytes]
+    payload: bytes
+
+
+class Side:
+    """Asks one thing at a time."""
+
+    def __init__(self, pipe: Pipe):
+        self._pipe = pipe
+        self._loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._nonce = b""
+        self._received = bytearray()
+        self._head: tuple[bytes, int, list[bytes]] | None = None  # status, length, words
+        self._answer: asyncio.Future[Answer] | None = None
+        self._over = False
+        pipe.listen(self._feed, _ignore, self._ended)
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._ended()
+
+    async def ask(self, text: str, data: bytes = b"", *, timeout_s: float) -> Answer:
+        """Run one line of the script's functions, with `data` on its standard input. Raises: SideLost, Refused."""
+        async with self._lock:
+            nonce = secrets.token_hex(8)
+            self._nonce, self._head, self._received = nonce.encode(), None, bytearray()
+            self._answer = self._loop.create_future()
+            if self._over:
+                raise SideLost
+            try:
+                async with asyncio.timeout(timeout_s):
+                    self._pipe.send(f"r={nonce}; {text}\n".encode("utf-8", "surrogateescape") + data)
+                    return await self._answer
+            except TimeoutError:
+                raise SideLost from None
+            except asyncio.CancelledError:
+                self.close()  # half an exchange is of no use to the next
+                raise
+            finally:
+                self._answer = None
+
+    def _ended(self) -> None:
+        self._over = True
+        self._finish(SideLost())
+
+    def _finish(self, result: Answer | Exception) -> None:
+        if self._answer is None or self._answer.done():
+            return
+        if isinstance(result, Exception):
+            self._answer.set_exception(result)
+            self._answer.exception()  # seen: whoever asked may have been cancelled
+        else:
+            self._answer.set_result(result)
+
+    def _feed(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            return
+        self._received += data
+        if self._head is None and not self._read_head():
+            return
+        assert self._head is not None
+        status, length, words = self._head
+        end = length if length >= 0 else self._received.find(b"\0" + self._nonce + b".")
+        if end < 0 or len(self._received) < end:
+            return
+        if status == b"ok":
+            self._finish(Answer(words, bytes(self._received[:end])))
+        else:
+            self._finish(Refused(status.decode("ascii", "replace")))
+
+    def _read_head(self) -> bool:
+        """Find where the answer begins; drop what was before."""
+        begin = b"\0" + self._nonce + b" "
+        at = self._received.find(begin)
+        if at < 0:
+            del self._received[: max(0, len(self._received) - len(begin))]
+            return False
+        end = self._received.find(b"\n", at)
+        if end < 0:
+            return False
+        line = bytes(self._received[at + len(begin) : end])
+        del self._received[: end + 1]
+        try:
+            status, length, *words = line.split()
+            self._head = status, int(length), words
+        except ValueError:
+            self._finish(SideLost())
+            return False
+        return True
+
+
+def _ignore(data: bytes) -> None:
+    pass
+
+
+def quote(text: str) -> str:
+    """One word of a request: a line, whatever the text holds."""
+    return "'" + text.replace("'", "'\\''").replace("\n", "'\"$NL\"'") + "'"
