@@ -57,16 +57,17 @@ SCENARIOS: dict[str, tuple[str, str]] = {
     "scheduler": ("", "tests/rollout/test_death.py::test_kill_9_of_the_scheduler_leaves_its_finished_episodes_and_no_worker"),
     "box": ("", "tests/rollout/test_box_death.py::test_kill_9_of_boxes_is_an_infra_error_that_is_run_again"),
     "vllm engine core": (
-        "vllm", "tests/rollout/engines/test_vllm_death.py::test_kill_9_is_an_infra_error_that_is_run_again[engine core]"
+        "vllm",
+        "tests/rollout/engines/test_vllm_death.py::test_kill_9_is_an_infra_error_that_is_run_again[engine core]",
     ),
-    "vllm server": (
-        "vllm", "tests/rollout/engines/test_vllm_death.py::test_kill_9_is_an_infra_error_that_is_run_again[server]"
-    ),
+    "vllm server": ("vllm", "tests/rollout/engines/test_vllm_death.py::test_kill_9_is_an_infra_error_that_is_run_again[server]"),
     "Ray actor": (
-        "ray", "tests/rollout/test_distributed.py::test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again[kill_actor]"
+        "ray",
+        "tests/rollout/test_distributed.py::test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again[kill_actor]",
     ),
     "Ray node": (
-        "ray", "tests/rollout/test_distributed.py::test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again[kill_node]"
+        "ray",
+        "tests/rollout/test_distributed.py::test_kill_9_loses_only_what_was_in_flight_there_which_is_run_again[kill_node]",
     ),
     "trainer": ("", "tests/trainer/test_resume.py::test_killed_at_every_stage_it_ends_with_the_same_weights"),
 }

@@ -89,7 +89,7 @@ def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, st
     return {
         "memory": f"rlimit per process, and the sum {watched}",
         "pids": f"number {watched}",
-        "cpu": f"seconds {watched}; the rate is not limited",
+        "cpu": f"seconds, as gVisor estimates them, {watched}; the rate is not limited",
         **everywhere,
         "network": "gVisor's own stack: loopback alone",
         "syscalls": "gVisor's own kernel",

@@ -27,13 +27,16 @@ class Failed(Exception):
 class Bench:
     """Boxes for one check."""
 
-    def __init__(self, backend: Backend, image: str):
+    def __init__(self, backend: Backend, image: str, patience: float = 1.0):
         self.backend = backend
         self.image = image
+        self.patience = patience
         self._boxes: list[Box] = []
 
     async def box(self, *, snapshot: Snapshot | None = None, **limits: Any) -> Box:
         spec = msgspec.structs.replace(SMALL, image=self.image, **limits)
+        seconds = {"exec_cpu_s": spec.exec_cpu_s * self.patience, "exec_timeout_s": spec.exec_timeout_s * self.patience}
+        spec = msgspec.structs.replace(spec, **seconds)
         box = await self.backend.start(spec, owner="check", snapshot=snapshot)
         self._boxes.append(box)
         return box

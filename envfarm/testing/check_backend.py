@@ -38,12 +38,15 @@ class Finding:
     detail: str
 
 
-async def check_backend(backend: Backend, *, image: str = "envfarm/base", only: Iterable[str] | None = None) -> list[Finding]:
-    """Run the checks, in order. Raises BoxUnavailableError where the backend cannot make a box at all."""
+async def check_backend(
+    backend: Backend, *, image: str = "envfarm/base", only: Iterable[str] | None = None, patience: float = 1.0
+) -> list[Finding]:
+    """Run the checks, in order. `patience` stretches the boxes' time limits, for backends on which everything is slow.
+    Raises BoxUnavailableError where the backend cannot make a box at all."""
     await backend.probe()
     findings = []
     for name in CHECKS if only is None else only:
-        bench = Bench(backend, image)
+        bench = Bench(backend, image, patience)
         try:
             detail, ok = await CHECKS[name](bench), True
         except (Failed, InfraError, OSError, ValueError) as error:

@@ -18,15 +18,7 @@ This package is Ray's one door (beside `trainer.rllib`).
 
 from __future__ import annotations
 
-from envfarm.errors import MissingDependencyError
-
-try:
-    import ray  # noqa: F401
-except ModuleNotFoundError as missing:
-    if missing.name != "ray":
-        raise
-    raise MissingDependencyError("`ray:` needs Ray, which is not installed. Install it: pip install 'envfarm[ray]'") from None
-
+import rollout.distributed.available  # noqa: F401 - first
 from rollout.distributed.fleet import Fleet
 
 __all__ = ["Fleet"]

@@ -94,6 +94,10 @@ class Slot:
                 f"{self._entry.start_timeout_s:g} s: it asks for {self._entry.asks()}, and the cluster has {Cluster.room()}. "
                 "Ask for fewer `workers` or less for each, or add nodes"
             ) from None
+        except ReplicaLost as error:
+            if "ModuleNotFoundError" in str(error):
+                raise UserError(f"ray: a node cannot import this package; install the same envfarm there ({error})") from error
+            raise
         if greeting.envfarm != envfarm.__version__:
             raise UserError(
                 f"ray: node {greeting.host} has envfarm {greeting.envfarm}, this process {envfarm.__version__}; "
@@ -189,7 +193,7 @@ class Slot:
         except RayTaskError as error:
             raise _raised(error) from error
         except RayError as error:
-            raise ReplicaLost(_first_line(error)) from error
+            raise ReplicaLost(_shortly(error)) from error
         except asyncio.CancelledError:
             ray.cancel(answer)
             raise
@@ -240,6 +244,8 @@ def _raised(error: RayTaskError) -> BaseException:
     return cause if isinstance(cause, Exception) and not isinstance(cause, RayTaskError) else error
 
 
-def _first_line(error: RayError) -> str:
+def _shortly(error: RayError) -> str:
+    """The first line of what Ray says, and the one that names a module which an actor could not import."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    told = [*lines[:1], *(line for line in lines[1:] if line.startswith("ModuleNotFoundError"))]
+    return f"{type(error).__name__}: {' '.join(told)}"

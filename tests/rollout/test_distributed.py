@@ -6,12 +6,15 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from aiohttp import web
 
@@ -329,6 +332,57 @@ def test_another_version_of_the_package_is_refused(cluster: Any, spec: EnvSpec, 
 
     with pytest.raises(UserError, match=rf"has envfarm {there}, this process 9\.0\.0; install the same there"):
         asyncio.run(go())
+
+
+WITHOUT = """
+import sys
+
+class Nowhere:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "rollout":
+            raise ModuleNotFoundError("No module named 'rollout'", name="rollout")
+
+sys.meta_path.insert(0, Nowhere())
+"""
+
+
+def test_a_node_without_the_package_is_named_as_that(cluster: Any, spec: EnvSpec, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT)
+
+    async def go() -> None:
+        async with fleet_on(cluster, spec, workers=1, env={"PYTHONPATH": str(tmp_path / "site")}):
+            pass
+
+    with pytest.raises(UserError, match=r"cannot import this package; install the same .*No module named 'rollout'"):
+        asyncio.run(go())
+
+
+def test_actors_on_a_cluster_of_others_end_with_a_driver_that_was_killed(
+    cluster: Any, spec: EnvSpec, gate: Gate, tmp_path: Path
+) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"envfarm: 1\nrun: killed\nenvironments: [{{id: {ENV}}}]\npolicies: {{oracle: {{scripted: oracle}}}}\nworkers: 1\n"
+        f"ray: {{workers: 2, address: '{cluster.address}'}}\n"
+    )
+    command = [sys.executable, "-c", "from envfarm.cli import main; main()", "rollout", run, "--out", tmp_path / "out"]
+    driver = subprocess.Popen(command, env=os.environ | {"ENVFARM_PATH": str(spec.folder)})
+
+    def actors() -> list[psutil.Process]:
+        raylets = [n.all_processes["raylet"][0].process.pid for n in cluster.list_all_nodes()]
+        return [p for pid in raylets if psutil.pid_exists(pid) for p in family(pid) if "ray::Replica" in " ".join(p.cmdline())]
+
+    try:
+        asyncio.run(until(lambda: gate.waiting == 2 or driver.poll() is not None, "both replicas are in the middle of it"))
+        assert driver.poll() is None
+        ours = actors()
+        ours += [child for actor in ours for child in actor.children(recursive=True)]
+        assert len(ours) == 4, "two actors with a worker each"
+    finally:
+        driver.kill()
+        driver.wait()
+    assert gone(ours)
 
 
 def test_nobody_at_the_address_is_told_within_seconds(spec: EnvSpec) -> None:
