@@ -32,6 +32,7 @@ TICK_S = 0.1
 _FIRST_TICK_S = 0.03
 _LOOK_S = 4.0  # a second shell that takes longer to count is replaced
 _SETTLE_S = 10.0
+_GIVE_UP_S = 30.0  # beyond a command's time limit, for ending it
 _TRIES = 4
 
 
@@ -109,8 +110,9 @@ class RemoteShell:
                 self._gone = death
 
     def _spend(self, limit: LimitKind | None, why: str) -> None:
+        """Before any command of the agent's has run, it is not its doing."""
         if self._gone is None:
-            self._gone = Death(why, by_agent=True, limit=limit)
+            self._gone = Death(why, by_agent=self._used, limit=limit)
 
     def _feed_out(self, data: bytes) -> None:
         self._out.feed(data)
@@ -168,15 +170,16 @@ class RemoteShell:
             await self._have_shell()
             self._used = True
             running.deadline = self._loop.time() + limit_s
-            ended = await self._converse(command, stdin_path, running)
-            self._state = after = await self._settle(ended)
+            async with asyncio.timeout(limit_s + _GIVE_UP_S):
+                ended = await self._converse(command, stdin_path, running)
+                self._state = after = await self._settle(ended)
         except asyncio.CancelledError:
             await asyncio.shield(self._abandon())
             raise
         except Lost:
             await self._learn()
             return self._last_words(running)
-        except (Spent, SideLost):
+        except (Spent, SideLost, TimeoutError):
             self._spend(running.limit or "idle", "it stopped to answer after a command of the agent's")
             await self._streams.remove()
             return self._last_words(running)

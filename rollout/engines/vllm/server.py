@@ -241,5 +241,6 @@ def command_line(arguments: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             flags.append(flag if value else "--no-" + flag[2:])
         else:
-            flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+            said = map(str, value) if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else str(value)]
+            flags += [flag, *said]
     return flags

@@ -24,6 +24,9 @@ OWNER = "ENVFARM_VLLM_OWNER"
 SOCKETS = "ENVFARM_VLLM_SOCKETS"
 """The folder of a server's socket, removed with it."""
 
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Projections that an adapter may change."""
+
 SMALL_BYTES = 32 << 20
 """Models up to this size are computed faster by one core than by several that wait for each other."""
 
@@ -84,7 +87,9 @@ class Settings:
             more |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, self.limit())}
         if self.lora_rank:
             # The adapter of the last version is kept while its last requests end.
-            more |= {"enable_lora": True, "max_lora_rank": max(8, self.lora_rank), "max_loras": 2, "max_cpu_loras": 4}
+            # A head that may be adapted cannot be asked for logprobs of a prompt, which the probe is, beside other requests.
+            more |= {"enable_lora": True, "max_lora_rank": max(8, self.lora_rank), "max_loras": 2, "max_cpu_loras": 4,
+                     "lora_target_modules": list(ADAPTED)}  # fmt: skip
         return {
             "model": str(self.folder), "skip_tokenizer_init": True, "generation_config": "vllm", "dtype": self.precision(),
             "max_model_len": self.limit(), "max_num_seqs": self.max_in_flight, "enforce_eager": not self.compile,
