@@ -93,7 +93,7 @@ def test_the_upper_half_is_read_past(tmp_path: Path) -> None:
         ("temperature: 0.5", "temperature: -1", "12:25", "greater than or equal to 0"),
         ("envfarm: 1", "envfarm: 2", "1:10", "expected 1"),
         ("seed: 3", "backend: dockr", "3:10", "no backend 'dockr'"),
-        ("seed: 3", "ray: {}", "3:1", "`ray:` is not implemented yet"),
+        ("seed: 3", "ray: {}", "3:6", "the key 'workers' is missing in ray"),
         ("seed: 3", "adapt: {}", "3:1", "`adapt:` is not implemented yet"),
         ("model: tiny, trainable: true}", "model: tiny}", "10:22", "the seat 'agent' has no policy"),
     ],
@@ -113,7 +113,7 @@ def test_a_seat_without_a_policy_is_named_where_nothing_is_trainable(tmp_path: P
 
 def test_policies_that_can_act_are_built_and_others_refused(tmp_path: Path) -> None:
     run = load(tmp_path, GOOD)
-    with pytest.raises(UserError, match=r"policy 'learner': model 'tiny' is no folder"):
+    with pytest.raises(UserError, match=r"policy 'learner': model 'tiny' is no model here"):
         build_policies(run.policies, run.engine, run.folder)
     served = "{engine: {kind: openai, base_url: 'http://127.0.0.1:1/v1', model: big}}"
     run = load(tmp_path, GOOD.replace("{model: tiny, trainable: true}", served).replace("self", "learner"))

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envfarm.errors import StoreError
-from rollout.export.jsonl import write as export_jsonl
 from rollout.plan import GroupRequest, RunPlan
 from rollout.policies import EnginePolicy
 from rollout.renderers.compact import CompactRenderer
@@ -203,6 +202,11 @@ def test_killed_while_sealing_neither_loses_nor_doubles(tmp_path: Path, stage: s
     assert sorted(p.name for p in (store.path / "segments").iterdir()) == ["000001"]
 
 
+def write_lines(episodes: list[Episode], path: Path) -> None:
+    """For another process: what `rollout.export.jsonl.read` reads."""
+    path.write_bytes(b"".join(msgspec.json.encode(e) + b"\n" for e in episodes))
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -221,7 +225,7 @@ while True:
 
 
 def test_kill_9_of_a_writer_loses_nothing_that_it_had_finished(tmp_path: Path) -> None:
-    export_jsonl(EPISODES, tmp_path / "episodes")
+    write_lines(EPISODES, tmp_path / "episodes")
     command = [sys.executable, "-c", WRITER, str(tmp_path / "s"), str(tmp_path / "episodes")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     assert process.stdout is not None
@@ -266,7 +270,7 @@ store.close()
 
 @pytest.mark.parametrize("when", ["append", "seal"])
 def test_a_full_disk_is_a_clear_error_and_nothing_stored_is_lost(tmp_path: Path, when: str) -> None:
-    export_jsonl(EPISODES, tmp_path / "episodes")
+    write_lines(EPISODES, tmp_path / "episodes")
     command = [sys.executable, "-c", FULL, str(tmp_path / "s"), str(tmp_path / "episodes"), when]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
