@@ -285,7 +285,7 @@ def test_verls_manager_over_ray(data: Path, model: str, played: Any, monkeypatch
     set_max_tokens(data, 48)
     config = configuration(data, model, "actor_rollout_ref.rollout.agent.num_workers=2")
     batch = batch_of(data, config)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     try:
         manager = AgentLoopManager.create(config=config, llm_client=ScriptedServer(config, model))
         output = manager.generate_sequences(batch)
