@@ -237,8 +237,10 @@ def test_what_is_called_off_is_called_off_there(cluster: Any, spec: EnvSpec, gat
             Rollouts(plan(spec), fleet, policies) as rollouts,
         ):
             playing = asyncio.create_task(rollouts.run(requests(spec, 3, 4, policy="oracle")))
-            await until(lambda: gate.waiting == 1, "the replica's worker is in the middle of an episode")
-            assert [s.busy for s in fleet.slots] == [12]
+            await until(
+                lambda: gate.waiting == 1 and [s.busy for s in fleet.slots] == [12],
+                "all are dispatched, and the replica's worker is in the middle of an episode",
+            )
             playing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await playing
