@@ -4,7 +4,8 @@ Single turns against an engine that answers at once; each replica has one worker
 many replicas there are. What is counted is the time (user and system) of the actors and their workers, and beside it that
 of this process, which dispatches. Rollouts/s are shown, and mean little where there are fewer cores than processes. It runs
 in Ray's own environment, and goes there by itself. Rounds alternate between 1, 2 and 4 workers, so that a machine that slows
-down slows all.
+down slows all. More busy processes than cores cost each of them time (caches, switches), whoever they are; so there is a
+control: four fleets of one worker each, all at once, against one fleet of four.
 """
 
 from __future__ import annotations
@@ -103,6 +104,13 @@ async def measure(workers: int, spec: EnvSpec, folder: ModelFolder, number: int,
     figures.rate.append(EPISODES / took)
 
 
+async def beside_others(spec: EnvSpec, folder: ModelFolder, number: int, figures: Figures) -> None:
+    """As many fleets of one worker as there are workers in the largest."""
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(max(WORKERS)):
+            tasks.create_task(measure(1, spec, folder, number, figures))
+
+
 async def play(rollouts: Rollouts, spec: EnvSpec, episodes: int, stage: str) -> float:
     """Returns how many were solved."""
     requests = draw_groups(
@@ -120,7 +128,7 @@ def main() -> None:
     from rollout.distributed.cluster import Cluster
 
     spec = load_spec(HERE / "answer.yaml")
-    figures = {workers: Figures() for workers in WORKERS}
+    figures, control = {workers: Figures() for workers in WORKERS}, Figures()
     cluster = Cluster.join(RayEntry(workers=max(WORKERS)))  # fleets find themselves connected, and leave it as it is
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -129,12 +137,13 @@ def main() -> None:
                 order = WORKERS if number % 2 == 0 else WORKERS[::-1]
                 for workers in order:
                     asyncio.run(measure(workers, spec, saved, number, figures[workers]))
+                asyncio.run(beside_others(spec, saved, number, control))
     finally:
         cluster.leave()
-    finish("ray_scaling", rows(figures))
+    finish("ray_scaling", rows(figures, control))
 
 
-def rows(figures: dict[int, Figures]) -> list[Row]:
+def rows(figures: dict[int, Figures], control: Figures) -> list[Row]:
     """Medians; each number of workers over one worker."""
     median = statistics.median
     one = median(figures[1].replicas_ms)
@@ -142,6 +151,8 @@ def rows(figures: dict[int, Figures]) -> list[Row]:
     for workers in WORKERS[1:]:
         ours, goal = median(figures[workers].replicas_ms), "<=1.1" if workers == max(WORKERS) else ""
         made.append(row(f"replicas, {workers} workers over 1", ours, one, goal=goal, unit="CPU ms/episode"))
+    beside = median(control.replicas_ms)
+    made.append(row(f"{WORKERS[-1]} workers over {WORKERS[-1]} fleets of 1", ours, beside, unit="CPU ms/episode"))
     made += [row(f"this process, {n} workers", median(figures[n].driver_ms), unit="CPU ms/episode") for n in WORKERS]
     made += [row(f"through {n} workers", median(figures[n].rate), unit="rollouts/s") for n in WORKERS]
     return made

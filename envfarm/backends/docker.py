@@ -6,7 +6,7 @@ way to new privileges, a read-only root, memory without swap, pids and CPU limit
 
 Nothing outlives its owner: every container carries the labels `envfarm.box`, `envfarm.owner` and `envfarm.deadline`; a second
 process (`docker_reaper`) removes the owner's containers when the owner is gone, however that came, and those past their
-deadline; and each new backend removes what both may have left.
+deadline, also those of owners whose own reaper is gone.
 
 Where the engine is: DOCKER_HOST (with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH), else the default socket.
 """
@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from envfarm.backends import processes
@@ -39,7 +40,7 @@ DEADLINE_S = 4 * 3600.0
 _CALLS_AT_ONCE = 16
 
 
-def connect() -> Any:
+def connect(timeout_s: float = 120.0) -> Any:
     """A docker-py `APIClient` of the engine that the environment names. Raises: MissingDependencyError, BoxUnavailableError."""
     try:
         import docker
@@ -52,7 +53,7 @@ def connect() -> Any:
             f"DOCKER_HOST={where}: forward the socket with `{tunnel}` and set DOCKER_HOST=unix:///tmp/engine.sock"
         )
     try:
-        return docker.from_env(version="auto", timeout=120, max_pool_size=_CALLS_AT_ONCE).api
+        return docker.from_env(version="auto", timeout=timeout_s, max_pool_size=_CALLS_AT_ONCE).api
     except docker.errors.DockerException as error:
         if "Permission denied" in str(error):
             raise BoxUnavailableError(
@@ -78,37 +79,29 @@ def _is_gone(owner: str) -> bool:
     return str(processes.start_ticks(int(pid))) != ticks
 
 
-def remove_left_over(api: Any, owner: str | None = None) -> int:
-    """Remove the containers of `owner`, of every owner that is gone, and those past their deadline. Returns how many."""
+def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
+    """Remove the containers of `owner`, of every owner that is gone, and those past their deadline. For the reaper.
+
+    Returns how many it found; -1 where the engine does not answer. One that cannot be removed (a runtime that hangs) does not
+    keep the others: it is found again the next time.
+    """
+    import docker
+
     count = 0
-    for container in api.containers(all=True, filters={"label": BOX}):
+    try:
+        api = connect(timeout_s)
+        found = api.containers(all=True, filters={"label": BOX})
+    except (BoxUnavailableError, docker.errors.DockerException, OSError):
+        return -1
+    for container in found:
         labels = container["Labels"]
         late = float(labels.get(DEADLINE) or "inf") < time.time()
         if late or labels.get(OWNER) == owner or _is_gone(labels.get(OWNER, "")):
-            _remove(api, container["Id"])
             count += 1
+            with suppress(docker.errors.DockerException, OSError):
+                remove(api, container["Id"])
+    api.close()
     return count
-
-
-def reap(owner: str | None) -> int:
-    """For the reaper: as `remove_left_over`, and -1 where the engine does not answer."""
-    import docker
-
-    try:
-        return remove_left_over(connect(), owner)
-    except (BoxUnavailableError, docker.errors.DockerException, OSError):
-        return -1
-
-
-def _remove(api: Any, container: str) -> None:
-    """Also where another is at it: the engine answers 409 to that and 404 once it is done."""
-    import docker
-
-    try:
-        remove(api, container)
-    except docker.errors.APIError as error:
-        if error.status_code not in (404, 409):
-            raise
 
 
 class DockerBackend:
@@ -141,7 +134,6 @@ class DockerBackend:
             api = await loop.run_in_executor(self._threads, connect)
             try:
                 self._info = await self.call(api.info)
-                await self.call(remove_left_over, api)
             except EngineError as error:
                 raise BoxUnavailableError(f"no box can be made: the Docker engine refused ({error.said})") from None
             runtimes = self._info.get("Runtimes") or {}

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from envfarm.backends.bubblewrap import BubblewrapBackend
-from envfarm.backends.docker import BOX, DEADLINE, OWNER, DockerBackend, GvisorBackend, connect
+from envfarm.backends.docker import BOX, DEADLINE, OWNER, DockerBackend, GvisorBackend, connect, remove_left_over
 from envfarm.backends.local import backend_class
 from envfarm.backends.sync import SyncBox
 from envfarm.box import Box, ExecResult
@@ -34,7 +34,7 @@ RUNSC_FAILS = {
     "files": "as snapshots",
     "descriptors": "as snapshots (`ls -l`)",
     "disk limit": "as snapshots (`du`)",
-    "fork bomb": "no second shell can be started meanwhile: the box is given up, as the agent's doing",
+    "fork bomb": "it wedges the sandbox: the box is given up, as the agent's doing, and the engine needs minutes to remove it",
     "privileges": "this gVisor does not show NoNewPrivs in /proc/self/status",
 }
 """Seen with Debian's runsc 20221219 on the ptrace platform. Each is contained all the same."""
@@ -72,19 +72,6 @@ def test_conformance_in_gvisor(check: str) -> None:
         pytest.skip("the engine has no runtime runsc")
     (finding,) = with_backend(lambda b: check_backend(b, only=[check], patience=RUNSC_PATIENCE), GvisorBackend)
     assert finding.ok, finding.detail
-
-
-@on_engine
-def test_a_fork_bomb_in_gvisor_is_the_agents_doing() -> None:
-    if "runsc" not in connect().info()["Runtimes"]:
-        pytest.skip("the engine has no runtime runsc")
-
-    async def use(backend: DockerBackend) -> list[ExecResult]:
-        box = await backend.start(SMALL)
-        return [await box.exec("b() { b | b & b; }; b"), await box.exec("true")]
-
-    bomb, _ = with_backend(use, GvisorBackend)
-    assert bomb.limit in ("pids", "cpu", "memory", "idle")
 
 
 def test_gvisor_says_what_is_not_enforced() -> None:
@@ -218,12 +205,10 @@ def test_nothing_outlives_a_killed_owner() -> None:
 
 
 @on_engine
-def test_a_box_past_its_deadline_is_removed_by_whoever_comes_next() -> None:
+def test_a_box_past_its_deadline_is_removed_by_any_reaper() -> None:
     async def use(backend: DockerBackend) -> None:
         box = await backend.start(SMALL)
-        other = DockerBackend()
-        await other.probe()
-        await other.close()
+        assert await asyncio.to_thread(remove_left_over, None) >= 1
         with pytest.raises(BoxDied, match="removed"):
             await box.exec("true")
 
