@@ -21,9 +21,10 @@ import ray
 from envfarm.errors import CapabilityError, InfraError
 from envfarm.spec import EnvSpec, Instance
 from rollout.build import ModelFolder
+from rollout.distributed.calls import ReplicaLost
 from rollout.distributed.cluster import Cluster
 from rollout.distributed.parcels import EngineRecipe, Environments, Job, ModelFiles, Served, read_files, seat_of
-from rollout.distributed.slot import Order, ReplicaLost, Slot
+from rollout.distributed.slot import Order, Slot
 from rollout.engines.base import Capabilities, Generation
 from rollout.episode import Terms
 from rollout.policies import Policy

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
 import envfarm
 from envfarm.errors import EnvfarmError, InfraError, UserError
+from rollout.distributed.calls import ReplicaLost, ask
 from rollout.distributed.cluster import Cluster
 from rollout.distributed.parcels import Finished, Greeting, Job
 from rollout.distributed.replica import Replica
@@ -25,10 +25,6 @@ MAX_FAILED_STARTS = 5
 """In a row, with growing pauses: a node that died is taken for alive for some 15 s. Then a slot stays empty."""
 BUSIEST = 10_000
 """Calls at a time; how many there really are is the fleet's business."""
-
-
-class ReplicaLost(InfraError):
-    """An actor died, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,25 @@ class Slot:
         return self._actor is not None
 
     async def start(self) -> None:
-        """Raises: UserError where no replica can be had, InfraError where it died."""
+        """Again where the actor dies at once: on a node, perhaps, that Ray takes for alive.
+
+        Raises: UserError where no replica can be had, InfraError where each of them died.
+        """
+        await self._try((ReplicaLost,))
+        if not self.up:
+            raise InfraError(self.last_words)
+
+    async def _try(self, passing: tuple[type[Exception], ...]) -> None:
+        """Several times, as long as errors are `passing`; what the last one said is in `last_words`."""
+        for failures in range(MAX_FAILED_STARTS):
+            await asyncio.sleep(2**failures - 1)
+            try:
+                return await self._launch()
+            except passing as error:
+                self.last_words = self._told(f"cannot be started: {error}")
+
+    async def _launch(self) -> None:
+        """Raises: UserError, ReplicaLost, what an order raises."""
         entry = self._entry
         actor = (
             ray.remote(Replica)
@@ -75,8 +89,11 @@ class Slot:
             done: dict[str, int] = {}
             while missing := [(k, o) for k, o in self._orders.items() if done.get(k) != o.serial]:
                 for key, order in missing:
-                    self.answers[key] = await self._ask(actor, order.method, order.arguments, ORDER_TIMEOUT_S)
+                    self.answers[key] = await ask(actor, order.method, order.arguments, ORDER_TIMEOUT_S)
                     done[key] = order.serial
+        except TimeoutError:
+            ray.kill(actor)
+            raise InfraError(self._told(f"did not finish `{order.method}` within {ORDER_TIMEOUT_S} s")) from None
         except BaseException:
             ray.kill(actor)
             raise
@@ -87,7 +104,7 @@ class Slot:
     async def _greet(self, actor: Any) -> Greeting:
         """Raises: UserError where the actor finds no place, or has another version of this package."""
         try:
-            greeting = await self._ask(actor, "hello", (), self._entry.start_timeout_s)
+            greeting = await ask(actor, "hello", (), self._entry.start_timeout_s)
         except TimeoutError:
             raise UserError(
                 f"ray: replica {self.number + 1} of {self._entry.workers} found no place within "
@@ -115,7 +132,7 @@ class Slot:
         if actor is None:
             raise ReplicaLost(self._told("is being started again"))
         try:
-            return await self._ask(actor, method, arguments, timeout_s)
+            return await ask(actor, method, arguments, timeout_s)
         except TimeoutError:
             self._lose(actor, f"did not finish `{method}` within {timeout_s} s")
         except ReplicaLost as error:
@@ -153,7 +170,7 @@ class Slot:
 
     async def _submit(self, actor: Any, jobs: list[Job]) -> None:
         try:
-            await self._ask(actor, "submit", (jobs,), ORDER_TIMEOUT_S)
+            await ask(actor, "submit", (jobs,), ORDER_TIMEOUT_S)
         except (ReplicaLost, TimeoutError) as error:
             self._lose(actor, str(error))
         except Exception as error:  # the boundary: whoever awaits these jobs hears of it
@@ -163,7 +180,7 @@ class Slot:
         """Hand out what ends, for as long as that actor lives."""
         while actor is self._actor:
             try:
-                finished: list[Finished] = await self._ask(actor, "collect", (), None)
+                finished: list[Finished] = await ask(actor, "collect", (), None)
             except ReplicaLost as error:
                 return self._lose(actor, str(error))
             for number, result in finished:
@@ -182,22 +199,6 @@ class Slot:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self, actor: Any, method: str, arguments: tuple[Any, ...], timeout_s: float | None) -> Any:
-        """Raises: TimeoutError, ReplicaLost, what the replica raises. Cancelled, it calls off what it asked for."""
-        answer = getattr(actor, method).remote(*arguments)
-        coming = asyncio.ensure_future(_awaited(answer))
-        coming.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, though nobody may be waiting
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(coming)  # Ray's client breaks down where a future of its own is cancelled
-        except RayTaskError as error:
-            raise _raised(error) from error
-        except RayError as error:
-            raise ReplicaLost(_shortly(error)) from error
-        except asyncio.CancelledError:
-            ray.cancel(answer)
-            raise
-
     def _lose(self, actor: Any, why: str) -> None:
         """Have another one made; only once, whoever of its callers is first to notice."""
         if actor is self._actor:
@@ -207,14 +208,10 @@ class Slot:
             self._run(self._revive())
 
     async def _revive(self) -> None:
-        for failures in range(MAX_FAILED_STARTS):
-            await asyncio.sleep(2**failures - 1)
-            try:
-                return await self.start()
-            except (EnvfarmError, TimeoutError) as error:
-                self.last_words = self._told(f"cannot be started again: {error}")
-        self.given_up = True
-        self._changed()
+        await self._try((EnvfarmError,))
+        if not self.up:
+            self.given_up = True
+            self._changed()
 
     def _told(self, what: str) -> str:
         where = f" on {self.greeting.host} (process {self.greeting.pid})" if self.greeting is not None else ""
@@ -228,24 +225,5 @@ class Slot:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if actor is not None:
             with suppress(TimeoutError, ReplicaLost):  # its workers end with it in any case, and clean up
-                await self._ask(actor, "close", (), CLOSE_TIMEOUT_S)
+                await ask(actor, "close", (), CLOSE_TIMEOUT_S)
             ray.kill(actor)
-
-
-async def _awaited(answer: Any) -> Any:
-    return await answer
-
-
-def _raised(error: RayTaskError) -> BaseException:
-    """What the replica's code raised, as it was; an exception that did not survive the journey is told in Ray's words."""
-    cause = error.cause
-    if isinstance(cause, ModuleNotFoundError):
-        return UserError(f"ray: a node lacks the module {cause.name!r}: install the same envfarm, with its extras, on every node")
-    return cause if isinstance(cause, Exception) and not isinstance(cause, RayTaskError) else error
-
-
-def _shortly(error: RayError) -> str:
-    """The first line of what Ray says, and the one that names a module which an actor could not import."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [*lines[:1], *(line for line in lines[1:] if line.startswith("ModuleNotFoundError"))]
-    return f"{type(error).__name__}: {' '.join(told)}"
