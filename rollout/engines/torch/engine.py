@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envfarm.errors import InfraError, UnknownIdError, UserError, did_you_mean
+from envfarm.errors import InfraError, UserError
 from rollout.engines.base import Capabilities, Generation
+from rollout.engines.checks import check_new, check_prompt, check_scored, served
 from rollout.engines.torch.batching import LaneRunner
 from rollout.engines.torch.checkpoint import checksum, load_config, load_state, read_config
 from rollout.engines.torch.config import ModelConfig, unsupported
@@ -92,11 +93,7 @@ class TorchEngine:
 
     async def generate(self, prompt_ids: list[int], params: SamplingParams, *, policy: str, session: str = "") -> Generation:
         runner = self._runner(policy)
-        if not 0 < len(prompt_ids) < runner.context:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens does not fit a context of {runner.context}")
-        if params.max_tokens < 1:
-            raise ValueError(f"sampling.max_tokens is {params.max_tokens}; at least 1 was expected")
-        _check_ids([*prompt_ids, *params.stop_ids], runner)
+        check_prompt(prompt_ids, params, context=runner.context, vocab=runner.vocab)
         request = Request(np.array(prompt_ids, dtype=np.int64), params, session, self._promise())
         self._post(lambda: runner.submit(request))
         try:
@@ -111,9 +108,7 @@ class TorchEngine:
         Raises: ValueError where they do not fit the context.
         """
         runner = self._runner(policy)
-        if not 1 < len(token_ids) <= runner.context:
-            raise ValueError(f"{len(token_ids)} tokens cannot be scored in a context of {runner.context}")
-        _check_ids(token_ids, runner)
+        check_scored(token_ids, most=runner.context, vocab=runner.vocab)
         return await self._call(lambda: runner.score(token_ids))
 
     async def update_weights(self, version: PolicyVersion, state: Mapping[str, Tensor]) -> None:
@@ -131,8 +126,7 @@ class TorchEngine:
 
     async def add_policy(self, version: PolicyVersion, model: Model) -> None:
         """Serve one more policy (an older version of the learner, say). Raises: ValueError where its name is taken."""
-        if version.policy in self._runners:
-            raise ValueError(f"the engine has a policy {version.policy!r} already; use update_weights")
+        check_new(version.policy, self._runners)
         self._versions[version.policy] = version
         runner = self._build(version.policy, model)
         await self._call(lambda: self._runners.__setitem__(version.policy, runner))
@@ -201,10 +195,7 @@ class TorchEngine:
     def _runner(self, policy: str) -> Runner:
         if self._thread is None or self._closing or self._died is not None:
             raise InfraError("the engine is not running" + (f": {self._died!r}" if self._died else ""))
-        if policy not in self._runners:
-            known = ", ".join(self._runners)
-            raise UnknownIdError(f"no policy {policy!r} in the engine{did_you_mean(policy, self._runners)}; it has: {known}")
-        return self._runners[policy]
+        return served(policy, self._runners)
 
     def _promise(self) -> asyncio.Future[Any]:
         """A future that is settled even if the engine dies or is closed."""
@@ -275,13 +266,6 @@ def _verify(version: PolicyVersion, state: Mapping[str, Tensor]) -> None:
     """Raises: ValueError where the version names other weights. One without a checksum names none."""
     if version.checksum and version.checksum != (found := checksum(state)):
         raise ValueError(f"the weights have checksum {found[:12]}, but {version} is {version.checksum[:12]}")
-
-
-def _check_ids(ids: list[int], runner: Runner) -> None:
-    """Raises: ValueError on ids outside the vocabulary, which would take the whole engine down."""
-    if min(ids) < 0 or max(ids) >= runner.vocab:
-        wrong = next(i for i in ids if not 0 <= i < runner.vocab)
-        raise ValueError(f"token id {wrong} is outside the model's vocabulary of {runner.vocab}")
 
 
 def _settle_all(finished: list[tuple[Request, Generation]]) -> None:
