@@ -1,0 +1,132 @@
+"""One connection to an OpenEnv server: a message, its answer, and whose fault it is where there is none.
+
+What the server says is checked to the letter: an answer of another form is an `InfraError` that names the server and what
+it said, so a broken server never looks like a wrong answer of the agent's.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from typing import Any
+
+import msgspec
+from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from envfarm.errors import EnvironmentFault, InfraError
+from envfarm.openenv.address import Address
+from envfarm.tools import Malformed
+
+MAX_ANSWER_BYTES = 16 << 20
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a reset or step led to."""
+
+    observation: dict[str, Any]
+    reward: float | bool | None
+    done: bool
+    metadata: dict[str, Any] = {}
+
+
+class Observed(msgspec.Struct, frozen=True, tag_field="type", tag="observation"):
+    data: Result
+
+
+class Rpc(msgspec.Struct, frozen=True, tag_field="type", tag="mcp"):
+    data: dict[str, Any]
+
+
+class ErrorData(msgspec.Struct, frozen=True):
+    message: str
+    code: str = ""
+    errors: list[dict[str, Any]] = []
+
+
+class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    data: ErrorData
+
+
+_decoder = msgspec.json.Decoder(Observed | Rpc | Error)
+
+
+class Wire:
+    """A session on a server. Not for several threads at once."""
+
+    def __init__(self, address: Address, timeout_s: float):
+        """`timeout_s` is the time for connecting, and for each answer. Raises: InfraError."""
+        self._address, self._timeout_s = address, timeout_s
+        headers = address.headers
+        try:
+            self._socket: ClientConnection = connect(
+                address.socket, additional_headers=headers, open_timeout=timeout_s, close_timeout=1,
+                max_size=MAX_ANSWER_BYTES, proxy=None,
+            )  # fmt: skip
+        except (OSError, InvalidHandshake) as error:
+            raise self._broken(f"cannot be reached: {str(error) or 'no answer in time'}") from error
+
+    def reset(self, arguments: dict[str, Any]) -> Result:
+        """Raises: EnvironmentFault where the server's environment refuses or raises, InfraError."""
+        try:
+            return self._result({"type": "reset", "data": arguments})
+        except Malformed as error:
+            raise EnvironmentFault(f"the OpenEnv server {self._address.base} refuses this reset: {error}") from None
+
+    def step(self, action: dict[str, Any]) -> Result:
+        """Raises: Malformed where the server takes this for no action, EnvironmentFault, InfraError."""
+        return self._result({"type": "step", "data": action})
+
+    def tools(self) -> list[dict[str, Any]]:
+        """The environment's MCP tools; none where it has none. Raises: InfraError."""
+        answer = self._ask({"type": "mcp", "data": {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}})
+        if not isinstance(answer, Rpc):
+            return []
+        found = (answer.data.get("result") or {}).get("tools", [])
+        if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+            raise self._broken(f"answered tools/list with {found!r:.200}")
+        return found
+
+    def action_schema(self) -> dict[str, Any]:
+        """JSON Schema of an action, from `/schema`. Raises: InfraError."""
+        request = urllib.request.Request(f"{self._address.base}/schema", headers=self._address.headers)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=self._timeout_s) as answer:
+                body = answer.read(MAX_ANSWER_BYTES)
+            return msgspec.json.decode(body, type=dict[str, dict[str, Any]])["action"]
+        except (OSError, urllib.error.URLError, msgspec.DecodeError, KeyError) as error:
+            raise self._broken(f"gives no action schema at /schema: {error}") from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _result(self, message: dict[str, Any]) -> Result:
+        answer = self._ask(message)
+        if isinstance(answer, Observed):
+            return answer.data
+        if isinstance(answer, Rpc):
+            raise self._broken(f"answered {message['type']!r} with an MCP message")
+        code, text = answer.data.code, answer.data.message
+        if code == "VALIDATION_ERROR":
+            details = [f"{'.'.join(map(str, e.get('loc', ())))}: {e.get('msg', '')}" for e in answer.data.errors]
+            raise Malformed("; ".join([text, *details]))
+        if code == "EXECUTION_ERROR":
+            raise EnvironmentFault(f"the OpenEnv server {self._address.base}: {text}")
+        raise self._broken(f"refuses the session: {code} {text}")
+
+    def _ask(self, message: dict[str, Any]) -> Observed | Rpc | Error:
+        try:
+            self._socket.send(msgspec.json.encode(message).decode())
+            payload = self._socket.recv(timeout=self._timeout_s)
+        except TimeoutError as error:
+            raise self._broken(f"did not answer {message['type']!r} within {self._timeout_s:g} s") from error
+        except (OSError, WebSocketException) as error:
+            raise self._broken(f"closed the connection instead of answering {message['type']!r}: {error}") from error
+        try:
+            return _decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._broken(f"breaks the protocol: it answered {message['type']!r} with {payload!r:.200} ({error})") from error
+
+    def _broken(self, what: str) -> InfraError:
+        return InfraError(f"the OpenEnv server {self._address.base} {what}")
