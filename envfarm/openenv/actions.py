@@ -26,7 +26,9 @@ def mcp_tool(found: dict[str, Any]) -> ToolSpec:
     name = found.get("name")
     if not isinstance(name, str):
         raise CapabilityError(f"the OpenEnv server lists a tool without a name: {found!r:.200}")
-    return ToolSpec(name, (found.get("description") or "").strip(), plain(found.get("inputSchema") or {}, name))
+    return ToolSpec(
+        name, (found.get("description") or "").strip(), plain(found.get("inputSchema") or found.get("input_schema") or {}, name)
+    )
 
 
 def plain(schema: dict[str, Any], tool: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import urllib.request
 from typing import Any
 
 import msgspec
-from websockets.exceptions import InvalidHandshake, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from envfarm.errors import EnvironmentFault, InfraError
+from envfarm.errors import EnvironmentFault, InfraError, UserError
 from envfarm.openenv.address import Address
 from envfarm.tools import Malformed
 
@@ -38,6 +38,10 @@ class Rpc(msgspec.Struct, frozen=True, tag_field="type", tag="mcp"):
     data: dict[str, Any]
 
 
+class Tools(msgspec.Struct, frozen=True):
+    tools: list[dict[str, Any]]
+
+
 class ErrorData(msgspec.Struct, frozen=True):
     message: str
     code: str = ""
@@ -55,7 +59,7 @@ class Wire:
     """A session on a server. Not for several threads at once."""
 
     def __init__(self, address: Address, timeout_s: float):
-        """`timeout_s` is the time for connecting, and for each answer. Raises: InfraError."""
+        """`timeout_s` is the time for connecting, and for each answer. Raises: InfraError, UserError where the token is not right."""
         self._address, self._timeout_s = address, timeout_s
         headers = address.headers
         try:
@@ -63,6 +67,13 @@ class Wire:
                 address.socket, additional_headers=headers, open_timeout=timeout_s, close_timeout=1,
                 max_size=MAX_ANSWER_BYTES, proxy=None,
             )  # fmt: skip
+        except InvalidStatus as error:
+            if error.response.status_code in (401, 403):
+                raise UserError(
+                    f"the OpenEnv server {address.base} wants a token (HTTP {error.response.status_code}): write its address as "
+                    "`http://:${NAME}@host:port` and set that environment variable"
+                ) from None
+            raise self._broken(f"serves no WebSocket at /ws: {error}") from error
         except (OSError, InvalidHandshake) as error:
             raise self._broken(f"cannot be reached: {str(error) or 'no answer in time'}") from error
 
@@ -82,10 +93,13 @@ class Wire:
         answer = self._ask({"type": "mcp", "data": {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}})
         if not isinstance(answer, Rpc):
             return []
-        found = (answer.data.get("result") or {}).get("tools", [])
-        if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
-            raise self._broken(f"answered tools/list with {found!r:.200}")
-        return found
+        result = answer.data.get("result")
+        if result is None:  # an error: this environment has no tools
+            return []
+        try:
+            return msgspec.convert(result, Tools).tools
+        except msgspec.ValidationError as error:
+            raise self._broken(f"breaks the protocol: it answered tools/list with {result!r:.200} ({error})") from error
 
     def action_schema(self) -> dict[str, Any]:
         """JSON Schema of an action, from `/schema`. Raises: InfraError."""
