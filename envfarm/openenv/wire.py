@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -59,14 +60,15 @@ class Wire:
     """A session on a server. Not for several threads at once."""
 
     def __init__(self, address: Address, timeout_s: float):
-        """`timeout_s` is the time for connecting, and for each answer. Raises: InfraError, UserError where the token is not right."""
+        """`timeout_s` is the time to connect, and for each answer. Raises: InfraError, UserError where a token is wanted."""
         self._address, self._timeout_s = address, timeout_s
-        headers = address.headers
+        self._open = ExitStack()
         try:
-            self._socket: ClientConnection = connect(
-                address.socket, additional_headers=headers, open_timeout=timeout_s, close_timeout=1,
+            opening = connect(
+                address.socket, additional_headers=address.headers, open_timeout=timeout_s, close_timeout=1,
                 max_size=MAX_ANSWER_BYTES, proxy=None,
             )  # fmt: skip
+            self._socket: ClientConnection = self._open.enter_context(opening)
         except InvalidStatus as error:
             if error.response.status_code in (401, 403):
                 raise UserError(
@@ -113,7 +115,7 @@ class Wire:
             raise self._broken(f"gives no action schema at /schema: {error}") from error
 
     def close(self) -> None:
-        self._socket.close()
+        self._open.close()
 
     def _result(self, message: dict[str, Any]) -> Result:
         answer = self._ask(message)

@@ -103,7 +103,7 @@ def test_a_reset_that_fails_says_whose_fault_it_is(answers: Any, kind: type[Epis
 def test_a_reward_out_of_range_is_the_verifier_s_fault(tmp_path: Path) -> None:
     with scripted(seen(), NO_TOOLS, seen(7.0)) as url:
         session, _ = opened(tmp_path, url)
-        with pytest.raises(VerifierFault, match="outside reward.range"):
+        with pytest.raises(VerifierFault, match=r"outside reward\.range"):
             session.step("tea")
         session.close()
 
