@@ -25,14 +25,17 @@ def serve(
     import uvloop
 
     from envfarm.cli.shared import registry, setting
+    from envfarm.errors import UserError
     from envfarm.worker.seats import Served
     from envfarm.worker.serving import Listen, Worker
     from envfarm.worker.serving import serve as run
 
-    listen = Listen(None, host, port, token or None)
+    listen = Listen(None, host, port, token)
     listen.check()
     known = registry()
     specs = [known.get(name) for name in envs]
+    if twice := next((spec.id for spec in specs if sum(other.id == spec.id for other in specs) > 1), None):
+        raise UserError(f"{twice} stands there twice; name each environment once")
     served = Served(split, setting(rung, narrowed or (), perturb))
     served.check(specs)
 

@@ -36,6 +36,8 @@ class Listen:
 
     def check(self) -> None:
         """Raises: UserError where anybody in the network could use the worker."""
+        if self.token == "":
+            raise UserError("the token is empty: give one that nobody guesses, or none at all")
         if self.unix is None and self.token is None and not _loopback(self.host):
             raise UserError(f"listening on {self.host} needs a token: --token SECRET. Without one only loopback is served")
 
