@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from envfarm.errors import CapabilityError
 from envfarm.tools import ToolSpec
 
 STEP = "step"
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """JSON Schema of an object, as far as it is looked at."""
+
+    properties: dict[str, dict[str, Any]] = {}
+    required: list[str] = []
+    definitions: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict, name="$defs")
+
+
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 
 
 def step_tool(schema: dict[str, Any]) -> ToolSpec:
     """An action without tools, as one. Raises: CapabilityError."""
-    schema = {**schema, "properties": {k: v for k, v in schema.get("properties", {}).items() if k != "metadata"}}
-    return ToolSpec(STEP, schema.get("description", "").strip(), plain(schema, STEP))
+    made = plain(schema, STEP)
+    made["properties"].pop("metadata", None)
+    return ToolSpec(STEP, schema.get("description", "").strip(), made)
 
 
 def mcp_tool(found: dict[str, Any]) -> ToolSpec:
@@ -26,24 +39,26 @@ def mcp_tool(found: dict[str, Any]) -> ToolSpec:
     name = found.get("name")
     if not isinstance(name, str):
         raise CapabilityError(f"the OpenEnv server lists a tool without a name: {found!r:.200}")
-    return ToolSpec(
-        name, (found.get("description") or "").strip(), plain(found.get("inputSchema") or found.get("input_schema") or {}, name)
-    )
+    schema = found.get("inputSchema") or found.get("input_schema") or {}
+    return ToolSpec(name, (found.get("description") or "").strip(), plain(schema, name))
 
 
 def plain(schema: dict[str, Any], tool: str) -> dict[str, Any]:
     """The schema of a tool's arguments. Raises: CapabilityError for a required field that has no one type."""
-    required = list(schema.get("required", []))
+    try:
+        given = msgspec.convert(schema, Arguments)
+    except msgspec.ValidationError as error:
+        raise CapabilityError(f"the OpenEnv server's tool {tool!r} has no JSON Schema of arguments: {error}") from None
     properties = {}
-    for name, field in schema.get("properties", {}).items():
-        made = _field(field, schema.get("$defs", {}))
+    for name, field in given.properties.items():
+        made = _field(field, given.definitions)
         if made is not None:
             properties[name] = made
-        elif name in required:
+        elif name in given.required:
             raise CapabilityError(
                 f"the OpenEnv server's tool {tool!r} needs {name!r}, whose type is not one of ours: {field!r:.200}"
             )
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"type": "object", "properties": properties, "required": given.required, "additionalProperties": False}
 
 
 def _field(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:

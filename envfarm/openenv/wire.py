@@ -6,7 +6,7 @@ it said, so a broken server never looks like a wrong answer of the agent's.
 
 from __future__ import annotations
 
-import urllib.error
+import http.client
 import urllib.request
 from contextlib import ExitStack
 from typing import Any
@@ -93,9 +93,9 @@ class Wire:
     def tools(self) -> list[dict[str, Any]]:
         """The environment's MCP tools; none where it has none. Raises: InfraError."""
         answer = self._ask({"type": "mcp", "data": {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}})
-        if not isinstance(answer, Rpc):
-            return []
-        result = answer.data.get("result")
+        if isinstance(answer, Observed):
+            raise self._broken("breaks the protocol: it answered tools/list with an observation")
+        result = answer.data.get("result") if isinstance(answer, Rpc) else None
         if result is None:  # an error: this environment has no tools
             return []
         try:
@@ -111,7 +111,7 @@ class Wire:
             with opener.open(request, timeout=self._timeout_s) as answer:
                 body = answer.read(MAX_ANSWER_BYTES)
             return msgspec.json.decode(body, type=dict[str, dict[str, Any]])["action"]
-        except (OSError, urllib.error.URLError, msgspec.DecodeError, KeyError) as error:
+        except (OSError, http.client.HTTPException, msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
             raise self._broken(f"gives no action schema at /schema: {error}") from error
 
     def close(self) -> None:

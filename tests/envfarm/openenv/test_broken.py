@@ -22,6 +22,10 @@ def seen(reward: Any = None, done: Any = False, **observation: Any) -> dict[str,
     return {"type": "observation", "data": {"observation": observation or {"said": "hello"}, "reward": reward, "done": done}}
 
 
+def tools(listed: Any) -> dict[str, Any]:
+    return {"type": "mcp", "data": {"result": {"tools": listed}}}
+
+
 def error(code: str, **more: Any) -> dict[str, Any]:
     return {"type": "error", "data": {"message": "sorry", "code": code, **more}}
 
@@ -90,8 +94,13 @@ def test_hanging_up_silence_and_absence_are_infra_errors(tmp_path: Path) -> None
         ((error("EXECUTION_ERROR"),), EnvironmentFault),
         ((error("VALIDATION_ERROR"),), EnvironmentFault),
         ((error("CAPACITY_REACHED"),), InfraError),
-        ((seen(), {"type": "mcp", "data": {"result": {"tools": "many"}}}), InfraError),
-        ((seen(), {"type": "mcp", "data": {"result": {"tools": [{"description": "nameless"}]}}}), CapabilityError),
+        ((seen(), tools("many")), InfraError),
+        ((seen(), seen()), InfraError),
+        (
+            (seen(), tools([{"name": "t", "inputSchema": {"properties": [1]}}])),
+            CapabilityError,
+        ),
+        ((seen(), tools([{"description": "nameless"}])), CapabilityError),
     ],
     ids=str,
 )
