@@ -23,9 +23,10 @@ from envfarm.spec import EnvSpec, load_spec
 STEP_SCHEMA = {"title": "Say", "type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 
 
-def spec_of(folder: Path, url: str, more: str = "") -> EnvSpec:
+def spec_of(folder: Path, url: str, more: str = "", *, turns: int = 20, answers_within_s: float = 200) -> EnvSpec:
+    limits = f"{{turns: {turns}, exec_timeout_s: {answers_within_s}}}"
     path = folder / "remote.yaml"
-    path.write_text(f"envfarm: 1\nid: local/remote-v0\nopenenv: {url}\n{more}")
+    path.write_text(f"envfarm: 1\nid: local/remote-v0\nopenenv: {url}\nlimits: {limits}\n{more}")
     return load_spec(path)
 
 

@@ -30,7 +30,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_what_openenv_init_makes_is_an_environment(echo: str, tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, echo, "limits: {turns: 3}\n")
+    spec = spec_of(tmp_path, echo, turns=3)
     played = local_session(spec)
     first = played.reset(spec.instance("train", 0))
     assert "environment ready!" in first.text and not first.rewards
