@@ -16,6 +16,8 @@ from envfarm.spec import load_spec
 from tests.envfarm.openenv.servers import official, spec_of
 from tests.envfarm.worker.helpers import LAMP, running, session
 
+pytestmark = pytest.mark.timeout(900)  # their servers take seconds of CPU time to start, and a busy machine has few
+
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
