@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import http.client
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import msgspec
-from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from envfarm.errors import EnvironmentFault, InfraError, UserError
@@ -133,7 +133,8 @@ class Wire:
 
     def _ask(self, message: dict[str, Any]) -> Observed | Rpc | Error:
         try:
-            self._socket.send(msgspec.json.encode(message).decode())
+            with suppress(ConnectionClosed):  # what it said before it hung up says more
+                self._socket.send(msgspec.json.encode(message).decode())
             payload = self._socket.recv(timeout=self._timeout_s)
         except TimeoutError as error:
             raise self._broken(f"did not answer {message['type']!r} within {self._timeout_s:g} s") from error

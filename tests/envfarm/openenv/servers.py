@@ -50,12 +50,14 @@ def official(*command: str, cwd: Path | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def scripted(*answers: Any, schema: Any = None) -> Iterator[str]:
+def scripted(*answers: Any, schema: Any = None, unasked: Any = None) -> Iterator[str]:
     """A server that answers message after message with these (text as it is), then hangs up; None is silence until it
-    is hung up on. `schema` is what `/schema` gives."""
+    is hung up on. `schema` is what `/schema` gives; `unasked` is said first, to nobody's question."""
 
     def speak(socket: ServerConnection) -> None:
         try:
+            if unasked is not None:
+                socket.send(json.dumps(unasked))
             for answer in answers:
                 socket.recv()
                 if answer is None:

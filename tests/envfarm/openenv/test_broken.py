@@ -88,6 +88,11 @@ def test_hanging_up_silence_and_absence_are_infra_errors(tmp_path: Path) -> None
         opened(tmp_path, url, answers_within_s=5)
 
 
+def test_what_a_server_says_before_it_hangs_up_is_told(tmp_path: Path) -> None:
+    with scripted(unasked=error("CAPACITY_REACHED")) as url, pytest.raises(InfraError, match="CAPACITY_REACHED sorry"):
+        opened(tmp_path, url)
+
+
 @pytest.mark.parametrize(
     ("answers", "kind"),
     [

