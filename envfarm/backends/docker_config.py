@@ -93,5 +93,6 @@ def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, st
         **everywhere,
         "network": "gVisor's own stack: loopback alone",
         "syscalls": "gVisor's own kernel",
-        "process 1": "not protected: an agent that kills it looks like a container that was killed (infra_error)",
+        "process 1": "not protected: an agent that kills it ends its box, and is told from a kill from outside by how the engine's "
+        "other process ended",
     }
