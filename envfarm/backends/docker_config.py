@@ -93,6 +93,5 @@ def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, st
         **everywhere,
         "network": "gVisor's own stack: loopback alone",
         "syscalls": "gVisor's own kernel",
-        "process 1": "not protected: an agent that kills it ends its box, and is told from a kill from outside by how the engine's "
-        "other process ended",
+        "process 1": "not protected: an agent that kills it ends its box, which is told from an end from outside",
     }

@@ -26,8 +26,10 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "names that an archiver takes for options, for parents, for lines",
         "names are data; paths that leave the workdir are refused",
         (
-            "echo 'echo GOT >/tmp/pwned; cp /tmp/pwned /task/' >evil.sh; touch -- '--checkpoint=1' '--checkpoint-action=exec=sh evil.sh' "
-            "'-I sh evil.sh' '--to-command=sh evil.sh' '-exec sh evil.sh ;'; mkdir -p '..\\..' 'a\nb' '$(sh evil.sh)' '`sh evil.sh`'; "
+            "echo 'echo GOT >/tmp/pwned; cp /tmp/pwned /task/' >evil.sh; "
+            "touch -- '--checkpoint=1' '--checkpoint-action=exec=sh evil.sh' "
+            "'-I sh evil.sh' '--to-command=sh evil.sh' '-exec sh evil.sh ;'; "
+            "mkdir -p '..\\..' 'a\nb' '$(sh evil.sh)' '`sh evil.sh`'; "
             "echo x >'a\nb/..\\etc'; echo y >\"';sh evil.sh;'\"",
             'python3 -c \'import tarfile, io\nt = tarfile.open("x.tar", "w")\nfor n in ("../../etc/x", "/etc/x"):\n'
             ' i = tarfile.TarInfo(n); i.size = 1; t.addfile(i, io.BytesIO(b"x"))\'',
@@ -39,7 +41,8 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "a pipe, a socket and unreadable things where an artifact is expected",
         "special files are refused, none is opened",
         (
-            "mkfifo answer.sh; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"s\")'; mkdir no; echo 1 >no/x; chmod 0 no",
+            "mkfifo answer.sh; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"s\")'; "
+            "mkdir no; echo 1 >no/x; chmod 0 no",
         ),
     ),
     Cheat(

@@ -74,7 +74,8 @@ for pid in others() or [1]:
         """
 import stat
 tries("mknod", os.mknod, "/task/disk", stat.S_IFBLK | 0o600, os.makedev(8, 0))
-for path in ("/dev/mem", "/dev/kmem", "/dev/kmsg", "/dev/sda", "/dev/nvme0n1", "/dev/vda", "/dev/kvm", "/dev/fuse", "/dev/net/tun"):
+for path in ("/dev/mem", "/dev/kmem", "/dev/kmsg", "/dev/sda", "/dev/nvme0n1", "/dev/vda",
+             "/dev/kvm", "/dev/fuse", "/dev/net/tun"):
     opens(path)
 """,
     ),
@@ -112,7 +113,8 @@ calls("keyctl", 0, ctypes.c_int(-3), 1)
         "syscalls",
         """
 calls("bpf", 0, ctypes.create_string_buffer(128), 128)
-calls("perf_event_open", ctypes.create_string_buffer(b"\\0\\0\\0\\0\\x70\\0\\0\\0", 128), 0, ctypes.c_int(-1), ctypes.c_int(-1), 0)
+attributes = ctypes.create_string_buffer(b"\\0\\0\\0\\0\\x70\\0\\0\\0", 128)
+calls("perf_event_open", attributes, 0, ctypes.c_int(-1), ctypes.c_int(-1), 0)
 calls("userfaultfd", 0)
 """,
     ),
@@ -142,7 +144,8 @@ for pid in others():
         "",
         """
 for path in ("/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/drop_caches",
-             "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/release_agent", "/sys/kernel/uevent_helper", "/proc/self/oom_score_adj"):
+             "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/release_agent", "/sys/kernel/uevent_helper",
+             "/proc/self/oom_score_adj"):
     if path.endswith("oom_score_adj"):
         tries("be spared when memory is short", lambda: open(path, "w").write("-1000"))
     else:

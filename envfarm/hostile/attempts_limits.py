@@ -70,7 +70,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         name="memory by many",
         tried="three times the memory, in twelve processes",
         guard="memory",
-        command="for i in 1 2 3 4 5 6 7 8 9 10 11 12; do python3 -c 'x = b\"x\" * 25000000; import time; time.sleep(30)' & done; wait",
+        command="for i in $(seq 12); do python3 -c 'x = b\"x\" * 25000000; import time; time.sleep(30)' & done; wait",
         ends=_ends("memory"),
         limits={"exec_timeout_s": 20.0},
     ),

@@ -11,8 +11,8 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "TCP to the worker's machine and to a public address",
         "network",
         """
-for address in ("127.0.0.1", "10.0.0.1", "172.17.0.1", "1.1.1.1"):
-    tries(f"tcp {address}", lambda: socket.create_connection((address, PORT if address[0] == "1" and address != "1.1.1.1" else 53), 2))
+for address, port in (("127.0.0.1", PORT), ("10.0.0.1", PORT), ("172.17.0.1", PORT), ("1.1.1.1", 53)):
+    tries(f"tcp {address}", socket.create_connection, (address, port), 2)
 tries("tcp6", lambda: socket.create_connection(("2606:4700:4700::1111", 53), 2))
 """,
     ),
@@ -55,7 +55,9 @@ for address in ("169.254.169.254", "169.254.170.2", "100.100.100.200"):
         """
 with socket.socket(socket.AF_UNIX) as s:
     tries("connect", s.connect, "\\0" + ABSTRACT)
-ABSTRACT in open("/proc/net/unix").read() and got("its name") if os.path.exists("/proc/net/unix") else no("/proc/net/unix", "not there")
+listed = "/proc/net/unix"
+if os.path.exists(listed) and ABSTRACT in open(listed).read():
+    got("its name")
 """,
     ),
     Escape(

@@ -1,4 +1,4 @@
-"""Every attempt of the hostile panel on every backend, with the outcome that docs/hostile.md says; and that the panel can fail."""
+"""Every attempt of the hostile panel on every backend, as docs/hostile.md has it; and that the panel can fail."""
 
 from __future__ import annotations
 
