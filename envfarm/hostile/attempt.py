@@ -51,11 +51,13 @@ class Place:
 
     backend: Backend
     bait: Bait
+    image: str = LIMITS.image
+    """With python3."""
 
     @asynccontextmanager
     async def box(self, **limits: Any) -> AsyncIterator[Box]:
         """A fresh box with `LIMITS`, some of them otherwise. Raises: BoxUnavailableError, InfraError."""
-        box = await self.backend.start(msgspec.structs.replace(LIMITS, **limits), owner="hostile")
+        box = await self.backend.start(msgspec.structs.replace(LIMITS, image=self.image, **limits), owner="hostile")
         try:
             yield box
         finally:
@@ -63,11 +65,19 @@ class Place:
 
 
 class Attempt(Protocol):
-    name: str
-    tried: str
-    """What the agent does, for people."""
-    guard: str
-    """The key of `Backend.enforcement` under which a backend may say that it does not stop this; "" where nothing excuses."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tried(self) -> str:
+        """What the agent does, for people."""
+        ...
+
+    @property
+    def guard(self) -> str:
+        """The key of `Backend.enforcement` under which a backend may say that it does not stop this; "" where nothing
+        excuses."""
+        ...
 
     @property
     def group(self) -> str: ...

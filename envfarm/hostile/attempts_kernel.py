@@ -131,10 +131,19 @@ calls("swapon", b"/task/x", 0)
     Escape(
         "ptrace",
         "steer process 1 and whatever else runs in the box",
-        "tracing",
+        "syscalls",
         """
 for pid in others():
     calls("ptrace", 0x4206, pid, 0, 0)  # seize
+    calls("process_vm_readv", pid, None, 0, None, 0, 0)
+""",
+    ),
+    Escape(
+        "memory of others",
+        "write into process 1 and whatever else runs in the box, by /proc",
+        "tracing",
+        """
+for pid in others():
     tries(f"memory of {pid}", lambda: os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR)))
 """,
     ),
@@ -147,7 +156,7 @@ for path in ("/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/
              "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/release_agent", "/sys/kernel/uevent_helper",
              "/proc/self/oom_score_adj"):
     if path.endswith("oom_score_adj"):
-        tries("be spared when memory is short", lambda: open(path, "w").write("-1000"))
+        tries("be spared when memory is short", lambda: os.write(os.open(path, os.O_WRONLY), b"-1000"))
     else:
         opens(path, os.O_WRONLY)
 for path in ("/proc/kcore", "/proc/kallsyms", "/proc/1/root/root/.bashrc", "/sys/kernel/security/x"):

@@ -4,7 +4,7 @@ the agent ruined for itself)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from envfarm.box import LimitKind
 from envfarm.hostile.attempt import Attempt, Place, Seen
@@ -20,7 +20,7 @@ class Overuse:
     command: str
     ends: frozenset[LimitKind]
     limits: dict[str, Any] = field(default_factory=dict)
-    group: ClassVar[str] = "limits"
+    group: str = "limits"
 
     async def play(self, place: Place) -> Seen:
         async with place.box(**self.limits) as box:
@@ -45,7 +45,7 @@ _SOON = {"exec_timeout_s": 4.0, "exec_cpu_s": 1.0}
 ATTEMPTS: tuple[Attempt, ...] = (
     Overuse(
         name="fork bomb",
-        tried="b() { b | b & b; }; b",
+        tried="a function that starts itself twice, for ever",
         guard="pids",
         command="b() { b | b & b; }; b",
         ends=_ends("pids", "cpu", "idle"),

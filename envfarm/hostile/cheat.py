@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+
+import msgspec
 
 from envfarm.errors import EpisodeError
 from envfarm.hostile.attempt import Place, Seen
@@ -27,14 +28,19 @@ def vault() -> EnvSpec:
     return load_spec(Path(__file__).parent / "vault" / "vault.yaml")
 
 
+def in_image(image: str) -> EnvSpec:
+    spec = vault()
+    return msgspec.structs.replace(spec, sandbox=msgspec.structs.replace(spec.sandbox, image=image))
+
+
 async def play(place: Place, commands: tuple[str, ...] | None) -> Turn:
     """One episode: the commands and `submit`, or with None the oracle's. The last turn; all texts are in its `text`.
 
     Raises: EpisodeError."""
-    spec, texts = vault(), []
+    spec, texts = in_image(place.image), []
     pool = LocalPool([spec], backend=place.backend)
-    session = await pool.session(spec.id) if await pool.start() is None else None
-    assert session is not None
+    await pool.start()
+    session = await pool.session(spec.id)
     try:
         turn = await session.reset(spec.instance("train", 0))
         todo = [ToolCall("shell", {"command": c}) for c in commands or ()] + [ToolCall("submit")]
@@ -55,9 +61,14 @@ class Cheat:
     """What stops it, for people."""
     commands: tuple[str, ...]
     guard: str = ""
-    group: ClassVar[str] = "verdict"
+    group: str = "verdict"
 
-    async def play(self, place: Place) -> Seen:
+    def in_image(image: str) -> EnvSpec:
+    spec = vault()
+    return msgspec.structs.replace(spec, sandbox=msgspec.structs.replace(spec.sandbox, image=image))
+
+
+async def play(self, place: Place) -> Seen:
         try:
             last = await play(place, self.commands)
         except EpisodeError as error:

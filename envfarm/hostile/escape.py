@@ -7,7 +7,6 @@ for and not used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from envfarm.errors import UserError
 from envfarm.hostile.attempt import Place, Seen
@@ -22,7 +21,7 @@ class Escape:
     tried: str
     guard: str
     body: str
-    group: ClassVar[str] = "escape"
+    group: str = "escape"
 
     async def play(self, place: Place) -> Seen:
         async with place.box(output_bytes=1 << 16) as box:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from envfarm.box import Backend
-from envfarm.hostile.attempt import Place
+from envfarm.hostile.attempt import LIMITS, Place
 from envfarm.hostile.bait import Bait
 from envfarm.hostile.panel import Finding, judged, named
 
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "hostile.md"
 _ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 
 
-def played(make: Callable[[], Backend], name: str) -> Finding:
+def played(make: Callable[[], Backend], name: str, image: str = LIMITS.image) -> Finding:
     """One attempt on a backend of its own."""
 
     async def main() -> Finding:
@@ -24,7 +24,7 @@ def played(make: Callable[[], Backend], name: str) -> Finding:
         try:
             await backend.probe()
             with Bait() as bait:
-                return await judged(named(name), Place(backend, bait))
+                return await judged(named(name), Place(backend, bait, image))
         finally:
             await backend.close()
 

@@ -48,7 +48,7 @@ from envfarm.worker.sessions import preload
 from tests.envfarm.hostile.helpers import played
 seccomp.program(); preload(vault())
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-print(msgspec.json.encode(played(BubblewrapBackend, sys.argv[1])).decode())
+print(msgspec.json.encode(played(BubblewrapBackend, sys.argv[1], "envfarm/base")).decode())
 """
 
 
@@ -56,7 +56,7 @@ print(msgspec.json.encode(played(BubblewrapBackend, sys.argv[1])).decode())
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_on_bubblewrap_as_an_ordinary_user(name: str) -> None:
-    """The modules are loaded as root, whose home may hide the interpreter; the boxes are nobody's."""
+    """The modules are loaded as root, whose home may hide the interpreter; the boxes are nobody's, with the system's python3."""
     done = subprocess.run([sys.executable, "-c", AS_NOBODY, name], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     finding = json.loads(done.stdout)
