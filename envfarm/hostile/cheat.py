@@ -63,12 +63,7 @@ class Cheat:
     guard: str = ""
     group: str = "verdict"
 
-    def in_image(image: str) -> EnvSpec:
-    spec = vault()
-    return msgspec.structs.replace(spec, sandbox=msgspec.structs.replace(spec.sandbox, image=image))
-
-
-async def play(self, place: Place) -> Seen:
+    async def play(self, place: Place) -> Seen:
         try:
             last = await play(place, self.commands)
         except EpisodeError as error:
