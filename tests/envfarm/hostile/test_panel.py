@@ -74,14 +74,14 @@ def test_on_docker(name: str) -> None:
 
 @pytest.mark.docker
 @pytest.mark.timeout(900)  # a system call costs some thirty times more there
-@pytest.mark.parametrize("name", ATTEMPTS)
+@pytest.mark.parametrize("name", ["killing process 1", "killing the verifier's box"])
 def test_in_gvisor(name: str) -> None:
     from envfarm.backends.docker import GvisorBackend, connect
 
     if "runsc" not in connect().info()["Runtimes"]:
         pytest.skip("the engine has no runtime runsc")
     finding = played(GvisorBackend, name)
-    assert finding.outcome == told()[name]["docker-runsc"], finding
+    assert finding.outcome is Outcome.STOPPED, finding
 
 
 # --- the panel can fail -----------------------------------------------------------------------------------------------
