@@ -115,9 +115,10 @@ class Container:
         return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
 
     async def _ended_in_gvisor(self, state: dict[str, Any]) -> bool:
-        """Whether process 1 was killed from within: then gVisor's kernel lived on to tell how the second shell ended, by the
-        same kill. Where that kernel was killed nobody can tell (runsc says 128), and what the engine kills is among its
-        events. Of those it remembers the last few: who is not told calls it an end from outside. Raises: EngineError."""
+        """Whether process 1 was killed from within. What the engine kills is among its events. Where gVisor's kernel itself
+        was killed the exit code is 137, as by a kill from within; but then that kernel lived on to tell how the second shell
+        ended, by the same kill (else runsc says 128). The engine remembers its last few events: who is not told calls it an
+        end from outside. Raises: EngineError."""
         if state["Running"]:
             return False
         since, until = (int(datetime.fromisoformat(state[when]).timestamp()) for when in ("StartedAt", "FinishedAt"))
@@ -128,7 +129,9 @@ class Container:
 
         events = await self._engine.call(look)
         ends = [e["Actor"]["Attributes"].get("exitCode") for e in events if e["Action"].startswith("exec_die")]
-        return ends[-1:] == [str(_KILLED)] and not any(e["Action"] == "kill" for e in events)
+        if any(e["Action"] == "kill" for e in events) or not ends:
+            return False
+        return state["ExitCode"] != _KILLED or ends[-1] == str(_KILLED)
 
     async def remove(self) -> None:
         """What cannot be removed now, as the engine is gone, the reaper removes when it is back."""

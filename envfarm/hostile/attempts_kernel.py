@@ -32,7 +32,7 @@ for line in status.splitlines():
     Escape(
         "mount",
         "another file system, another root",
-        "namespaces",
+        "",
         """
 os.makedirs("/task/m", exist_ok=True)
 calls("mount", b"none", b"/task/m", b"tmpfs", 0, None)

@@ -48,7 +48,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         tried="a function that starts itself twice, for ever",
         guard="pids",
         command="b() { b | b & b; }; b",
-        ends=_ends("pids", "cpu", "idle"),
+        ends=_ends("pids", "cpu", "idle", "output"),
         limits=_SOON,
     ),
     Overuse(
