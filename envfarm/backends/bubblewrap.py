@@ -25,7 +25,7 @@ from envfarm.backends.bubblewrap_box import BubblewrapBox
 from envfarm.backends.cgroups import CgroupMeter, Groups, find_groups
 from envfarm.backends.limits import Meter, RlimitMeter
 from envfarm.backends.watch import TICK_S, Watch
-from envfarm.box import BoxSpec, Snapshot
+from envfarm.box import NOT_ENFORCED, BoxSpec, Snapshot
 from envfarm.errors import BoxUnavailableError, InfraError
 
 _HASTY_TICK_S = 0.01
@@ -130,7 +130,7 @@ class BubblewrapBackend:
             "output": "bytes kept per stream",
             "idle": "wall clock",
             "network": "network namespace",
-            "syscalls": "seccomp" if seccomp.program() else "no filter: libseccomp is not installed",
+            "syscalls": "seccomp" if seccomp.program() else f"{NOT_ENFORCED}: libseccomp is not installed",
         }
 
     def _program(self) -> list[str]:

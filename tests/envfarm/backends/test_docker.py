@@ -29,7 +29,7 @@ on_engine = pytest.mark.docker
 REPOSITORY = Path(__file__).parents[3]
 
 RUNSC_FAILS = {
-    "shell ends": "gVisor lets a process kill process 1, so `kill -9 1` ends the box",
+    "shell ends": "gVisor lets a process kill process 1, so `kill -9 1` ends the box (by the agent's doing)",
     "snapshots": "statx of this gVisor and `stat` of Debian 12 do not understand each other",
     "files": "as snapshots",
     "descriptors": "as snapshots (`ls -l`)",
