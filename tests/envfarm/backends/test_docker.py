@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 from envfarm.backends.bubblewrap import BubblewrapBackend
-from envfarm.backends.docker import BOX, DEADLINE, OWNER, DockerBackend, GvisorBackend, connect, remove_left_over
+from envfarm.backends.docker import DockerBackend, GvisorBackend, connect, remove_left_over
 from envfarm.backends.local import backend_class
+from envfarm.backends.owners import BOX, DEADLINE, OWNER, owner_label, pid_of
 from envfarm.backends.sync import SyncBox
 from envfarm.box import Box, ExecResult
 from envfarm.errors import BoxDied, BoxUnavailableError, MissingDependencyError
@@ -85,7 +86,7 @@ def test_gvisor_says_what_is_not_enforced() -> None:
 def test_a_container_is_hardened_and_labelled() -> None:
     async def use(backend: DockerBackend) -> dict[str, Any]:
         await backend.start(SMALL)
-        (found,) = [c for c in owned(backend.api) if c["Labels"][OWNER].split(":")[1] == str(os.getpid())]
+        (found,) = [c for c in owned(backend.api) if c["Labels"][OWNER] == owner_label()]
         return backend.api.inspect_container(found["Id"])
 
     seen = with_backend(use)
@@ -154,7 +155,7 @@ def test_a_killed_box_died_and_is_no_result() -> None:
     async def use(backend: DockerBackend) -> None:
         box = await backend.start(SMALL)
         assert (await box.exec("echo up")).stdout == b"up\n"
-        (found,) = [c for c in owned(backend.api) if c["Labels"][OWNER].split(":")[1] == str(os.getpid())]
+        (found,) = [c for c in owned(backend.api) if c["Labels"][OWNER] == owner_label()]
         running = asyncio.ensure_future(box.exec("sleep 1000"))
         await asyncio.sleep(0)
         os.kill(backend.api.inspect_container(found["Id"])["State"]["Pid"], signal.SIGKILL)
@@ -189,7 +190,7 @@ def test_nothing_outlives_a_killed_owner() -> None:
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"up\n"
     api = connect()
-    mine = [c["Id"] for c in owned(api) if c["Labels"][OWNER].split(":")[1] == str(owner.pid)]
+    mine = [c["Id"] for c in owned(api) if pid_of(c["Labels"][OWNER]) == owner.pid]
     assert len(mine) == 3
     owner.kill()
     owner.wait()
@@ -225,7 +226,7 @@ def test_a_cancelled_start_leaves_nothing() -> None:
         starting.cancel()
         await asyncio.wait([starting])
         assert starting.cancelled()
-        assert [c for c in owned(backend.api) if c["Labels"][OWNER].split(":")[1] == str(os.getpid())] == []
+        assert [c for c in owned(backend.api) if c["Labels"][OWNER] == owner_label()] == []
 
     with_backend(use)
 
@@ -241,7 +242,7 @@ def test_warm_boxes_are_handed_out_and_go_with_the_backend() -> None:
 
     first, second, fresh = with_backend(use, warm=2)
     assert first != second and fresh == b"/task\n"
-    assert [c for c in owned(connect()) if c["Labels"][OWNER].split(":")[1] == str(os.getpid())] == []
+    assert [c for c in owned(connect()) if c["Labels"][OWNER] == owner_label()] == []
 
 
 # --- the same box -----------------------------------------------------------------------------------------------------
