@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from envfarm.backends import owners
 from envfarm.backends.kubernetes_link import Access, Link, Refused
@@ -30,7 +30,6 @@ from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
 
-T = TypeVar("T")
 PATIENCE_S = 180.0
 NEEDED = (
     ("create", "pods", ""),
@@ -98,12 +97,11 @@ def remove_left_over(owner: str | None) -> int:
     try:
         configuration, namespace = connect()
         api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(configuration))
-        found = api.list_namespaced_pod(namespace, label_selector=owners.BOX, _request_timeout=_TIMEOUT_S).items
-        for one in found:
-            if owners.is_over(one.metadata.labels, owner):
+        for one in _answer(api.list_namespaced_pod, namespace, label_selector=owners.BOX)["items"]:
+            if owners.is_over(one["metadata"]["labels"], owner):
                 count += 1
-                if one.metadata.deletion_timestamp is None:
-                    api.delete_namespaced_pod(one.metadata.name, namespace, _request_timeout=_TIMEOUT_S)
+                if "deletionTimestamp" not in one["metadata"]:
+                    _answer(api.delete_namespaced_pod, one["metadata"]["name"], namespace)
     except kubernetes.client.ApiException as error:
         return count if error.status == _NOT_FOUND else -1
     except (BoxUnavailableError, urllib3.exceptions.HTTPError, OSError):
@@ -200,14 +198,14 @@ class KubernetesBackend(RemoteBackend):
 
     # --- talking to the API server --------------------------------------------------------------------------------
 
-    async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    async def _call(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
         """The official client blocks, and its errors stay here. Raises: ApiError."""
         import kubernetes
         import urllib3
 
-        def work() -> T:
+        def work() -> dict[str, Any]:
             try:
-                return function(*args, _request_timeout=_TIMEOUT_S, **kwargs)
+                return _answer(function, *args)
             except kubernetes.client.ApiException as error:
                 raise ApiError(error.status or 0, _message(error.body) or str(error.reason)) from None
             except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -225,7 +223,7 @@ class KubernetesBackend(RemoteBackend):
                 "kind": "SelfSubjectAccessReview",
                 "spec": {"resourceAttributes": asked},
             }
-            return (await self._call(reviews.create_self_subject_access_review, body)).status.allowed
+            return (await self._call(reviews.create_self_subject_access_review, body))["status"]["allowed"]
 
         try:
             allowed = await asyncio.gather(*(may(*needed) for needed in NEEDED))
@@ -288,6 +286,11 @@ class KubernetesBackend(RemoteBackend):
                 await asyncio.sleep(_AGAIN_S / 4)
         except Refused:
             self.left += 1
+
+
+def _answer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Undecoded by the client, whose models refuse what older and newer servers say."""
+    return json.loads(function(*args, _request_timeout=_TIMEOUT_S, _preload_content=False, **kwargs).data)
 
 
 def _message(body: str | None) -> str:

@@ -70,8 +70,9 @@ class PodStreams:
     async def open_main(self) -> WebSocketPipe:
         """The node says that it attaches before it does. So the second shell is opened here too: once that is there, which
         takes a hundred times longer, what process 1 says is heard."""
-        self._main, self._first_side = await asyncio.gather(self._open("attach"), self._exec())
-        return self._main
+        main, self._first_side = await asyncio.gather(self._open("attach"), self._exec())
+        self._main = main
+        return main
 
     async def open_side(self, *, crowded: bool) -> WebSocketPipe:
         """There is no way to make room: a box whose agent keeps it full is given up."""

@@ -21,7 +21,10 @@ _NO_IMAGE = (
     "RegistryUnavailable",
 )
 _KILLED, _TERMINATED = 137, 143
-_OWN_STORAGE = re.compile(r"ephemeral.local storage usage|ephemeral-storage|exceeds (its|the) .*limit", re.IGNORECASE)
+_OWN_STORAGE = re.compile(
+    r"exceeded its local ephemeral storage limit|Pod ephemeral local storage usage exceeds|Usage of EmptyDir"
+)
+"""What the kubelet says where a pod, not the node, is over a limit."""
 
 
 def running(pod: Pod) -> bool:

@@ -58,6 +58,6 @@ go build -tags "providerless dockerless" -trimpath -ldflags "$flags" -o "$W/bin/
 # end of recipe
 } >&2
 rm -rf "$CACHE"/kubernetes-*
-mv "$W/bin" "$OUT"
+mv -T "$W/bin" "$OUT"
 chmod 755 "$OUT"
 echo "$OUT"
