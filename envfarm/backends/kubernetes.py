@@ -110,7 +110,7 @@ def remove_left_over(owner: str | None) -> int:
 
 
 class KubernetesBackend(RemoteBackend):
-    """`patience_s`: how long a box may wait for a quota or for a node to come up."""
+    """`patience_s`: how long a box may wait for a quota, or for a node with room."""
 
     name = "kubernetes"
     module = __name__

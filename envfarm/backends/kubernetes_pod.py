@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from envfarm.backends import kubernetes_states as states
@@ -14,6 +15,9 @@ from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.errors import BoxUnavailableError, InfraError
 
 _FORBIDDEN, _NOT_FOUND = 403, 404
+_START_S = 600.0
+"""A node may have to get the image first."""
+
 _LEARN_S = 10.0
 """How long the status of a pod whose streams ended may take to show it: the kubelet looks once a second."""
 
@@ -47,7 +51,9 @@ class PodStreams:
     async def create(self) -> None:
         self._admitting = asyncio.ensure_future(self._cluster.admit(self._manifest))
         await asyncio.shield(self._admitting)
-        pod = await self._cluster.watch.until(self._name, states.settled, self._cluster.patience_s)
+        pod = await self._until(lambda pod: pod is None or states.settled(pod) or states.unschedulable(pod) is not None, _START_S)
+        if pod is not None and states.unschedulable(pod) is not None:
+            pod = await self._until(states.settled, self._cluster.patience_s)
         if pod is not None and states.running(pod):
             return
         image = self._manifest["spec"]["containers"][0]["image"]
@@ -65,7 +71,10 @@ class PodStreams:
             )
         if pod is None or states.over(pod):
             raise InfraError(f"pod {self._name} did not come up: {states.death(pod, answers=self._cluster.watch.answers).why}")
-        raise InfraError(f"pod {self._name} did not come up in {self._cluster.patience_s:.0f} s: {states.progress(pod)}")
+        raise InfraError(f"pod {self._name} did not come up in {_START_S:.0f} s: {states.progress(pod)}")
+
+    async def _until(self, holds: Callable[[states.Pod | None], bool], timeout_s: float) -> states.Pod | None:
+        return await self._cluster.watch.until(self._name, holds, timeout_s)
 
     async def open_main(self) -> WebSocketPipe:
         """The node says that it attaches before it does. So the second shell is opened here too: once that is there, which
@@ -97,7 +106,7 @@ class PodStreams:
             raise (Lost if refused.status in (0, _NOT_FOUND) else NoRoom) from None
 
     async def death(self) -> Death:
-        pod = await self._cluster.watch.until(self._name, lambda pod: pod is None or states.over(pod), _LEARN_S)
+        pod = await self._until(lambda pod: pod is None or states.over(pod), _LEARN_S)
         return states.death(pod, answers=self._cluster.watch.answers)
 
     async def remove(self) -> None:
