@@ -7,7 +7,7 @@ import itertools
 import secrets
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from envfarm.backends.owners import DEADLINE_S, Reaper
 from envfarm.backends.remote_box import RemoteBox
@@ -28,8 +28,8 @@ class RemoteBackend(ABC):
     """See `envfarm.box.Backend`. `warm`: boxes kept ready of every spec that was asked for. `deadline_s`: after this a box is
     removed, whatever it does."""
 
-    name: ClassVar[str]
-    module: ClassVar[str]
+    name: str
+    module: str
     """Has `remove_left_over`, for the reaper."""
 
     def __init__(self, *, warm: int = 0, deadline_s: float = DEADLINE_S):
