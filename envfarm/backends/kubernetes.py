@@ -73,8 +73,9 @@ def connect() -> tuple[Any, str]:
     namespace = os.environ.get("ENVFARM_NAMESPACE")
     try:
         if os.environ.get("KUBECONFIG") or os.path.exists(file):
-            kubernetes.config.load_kube_config(client_configuration=made, persist_config=False)
-            context = kubernetes.config.list_kube_config_contexts()[1]["context"]
+            # the client looks at KUBECONFIG once, as it is imported
+            kubernetes.config.load_kube_config(file, client_configuration=made, persist_config=False)
+            context = kubernetes.config.list_kube_config_contexts(file)[1]["context"]
             return made, namespace or context.get("namespace") or "default"
         if "KUBERNETES_SERVICE_HOST" in os.environ:
             kubernetes.config.load_incluster_config(made)

@@ -21,7 +21,7 @@ from envfarm.backends.local import backend_class
 from envfarm.backends.owners import BOX, DEADLINE, OWNER, owner_label, pid_of
 from envfarm.backends.sync import SyncBox
 from envfarm.box import Box, ExecResult
-from envfarm.errors import BoxDied, BoxUnavailableError, MissingDependencyError
+from envfarm.errors import BoxDied, BoxUnavailableError, InfraError, MissingDependencyError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
 
@@ -208,9 +208,10 @@ def test_nothing_outlives_a_killed_owner() -> None:
 @on_engine
 def test_a_box_past_its_deadline_is_removed_by_any_reaper() -> None:
     async def use(backend: DockerBackend) -> None:
-        box = await backend.start(SMALL)
-        assert await asyncio.to_thread(remove_left_over, None) >= 1
-        with pytest.raises(BoxDied, match="removed"):
+        # its own reaper may be faster than the box comes up
+        with pytest.raises(InfraError, match=r"removed|ended from outside|No such container"):
+            box = await backend.start(SMALL)
+            await asyncio.to_thread(remove_left_over, None)
             await box.exec("true")
 
     with_backend(use, deadline_s=-5)
