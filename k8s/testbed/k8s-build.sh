@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Kubernetes v1.20.2's server binaries, from Debian's source package with Debian's Go: no registry has them here. Made once (minutes)
-# and kept outside the clone; made again when they are missing or when this recipe changed.
+# and kept outside the clone; made again when they are missing or when this recipe changed. One that was interrupted goes on.
 # usage: k8s-build.sh     root, Debian bookworm; prints the folder of the binaries
 set -euo pipefail
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/envfarm/testbed
@@ -29,7 +29,7 @@ private=(-o "Dir::Etc::SourceList=$W/src.list" -o Dir::Etc::SourceParts=/dev/nul
 apt-get "${private[@]}" update -qq
 (cd "$W" && apt-get "${private[@]}" source -qq --only-source kubernetes)
 
-export GOROOT=/usr/lib/go-1.19 GOPATH=$W/gopath GOCACHE=$W/gocache GO111MODULE=off CGO_ENABLED=0 GOFLAGS= PATH=/usr/lib/go-1.19/bin:$PATH
+export GOROOT=/usr/lib/go-1.19 GOPATH=$W/gopath GOCACHE=$CACHE/go GO111MODULE=off CGO_ENABLED=0 GOFLAGS= PATH=/usr/lib/go-1.19/bin:$PATH
 S=$GOPATH/src/k8s.io/kubernetes
 mkdir -p "$(dirname "$S")"
 mv "$W"/kubernetes-1.20.*/ "$S"
@@ -57,7 +57,7 @@ go build -tags "providerless dockerless" -trimpath -ldflags "$flags" -o "$W/bin/
   ./cmd/kube-apiserver ./cmd/kube-controller-manager ./cmd/kube-scheduler ./cmd/kubelet
 # end of recipe
 } >&2
-rm -rf "$CACHE"/kubernetes-*
+rm -rf "$CACHE"/kubernetes-* "$CACHE/go"
 mv -T "$W/bin" "$OUT"
 chmod 755 "$OUT"
 echo "$OUT"
