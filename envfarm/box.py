@@ -171,5 +171,6 @@ BACKENDS: dict[str, str] = {
     "bubblewrap": "envfarm.backends.bubblewrap:BubblewrapBackend",
     "docker": "envfarm.backends.docker:DockerBackend",
     "docker-runsc": "envfarm.backends.docker:GvisorBackend",
+    "kubernetes": "envfarm.backends.kubernetes:KubernetesBackend",
 }
 """Name -> `module:Class`, imported late. A new backend costs one file and one line."""

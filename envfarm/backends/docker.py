@@ -4,9 +4,7 @@ A container is passive: its process 1 is a shell of the image with `remote_loop`
 an exec. So `network none` is really none, and an engine on another machine works like this one's. It has no capabilities and no
 way to new privileges, a read-only root, memory without swap, pids and CPU limits, and tmpfs where it may write.
 
-Nothing outlives its owner: every container carries the labels `envfarm.box`, `envfarm.owner` and `envfarm.deadline`; a second
-process (`docker_reaper`) removes the owner's containers when the owner is gone, however that came, and those past their
-deadline, also those of owners whose own reaper is gone.
+Nothing outlives its owner: see `owners`.
 
 Where the engine is: DOCKER_HOST (with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH), else the default socket.
 """
@@ -14,29 +12,20 @@ Where the engine is: DOCKER_HOST (with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH), 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-import platform
-import secrets
-import subprocess
-import sys
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from envfarm.backends import processes
+from envfarm.backends import owners
 from envfarm.backends.docker_config import RUNSC, configuration, enforcement
 from envfarm.backends.docker_container import Container, EngineError, remove
-from envfarm.backends.remote_box import RemoteBox
-from envfarm.box import BoxSpec, Snapshot
-from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
+from envfarm.backends.remote_backend import RemoteBackend
+from envfarm.box import BoxSpec
+from envfarm.errors import BoxUnavailableError, MissingDependencyError
 
 T = TypeVar("T")
-BOX, OWNER, DEADLINE = "envfarm.box", "envfarm.owner", "envfarm.deadline"
-DEADLINE_S = 4 * 3600.0
 _CALLS_AT_ONCE = 16
 
 
@@ -66,19 +55,6 @@ def connect(timeout_s: float = 120.0) -> Any:
         ) from None
 
 
-def owner_label() -> str:
-    """This process, for ever: machine, pid, and when it started."""
-    return f"{platform.node()}:{os.getpid()}:{processes.start_ticks(os.getpid()) if os.path.isdir('/proc/self') else 0}"
-
-
-def _is_gone(owner: str) -> bool:
-    """Whether an owner is known to have ended: nothing is known about other machines'."""
-    machine, pid, ticks = [*owner.split(":"), "", "", ""][:3]
-    if machine != platform.node() or not pid.isdigit() or not os.path.isdir("/proc/self"):
-        return False
-    return str(processes.start_ticks(int(pid))) != ticks
-
-
 def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
     """Remove the containers of `owner`, of every owner that is gone, and those past their deadline. For the reaper.
 
@@ -90,13 +66,11 @@ def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
     count = 0
     try:
         api = connect(timeout_s)
-        found = api.containers(all=True, filters={"label": BOX})
+        found = api.containers(all=True, filters={"label": owners.BOX})
     except (BoxUnavailableError, docker.errors.DockerException, OSError):
         return -1
     for container in found:
-        labels = container["Labels"]
-        late = float(labels.get(DEADLINE) or "inf") < time.time()
-        if late or labels.get(OWNER) == owner or _is_gone(labels.get(OWNER, "")):
+        if owners.is_over(container["Labels"], owner):
             count += 1
             with suppress(docker.errors.DockerException, OSError):
                 remove(api, container["Id"])
@@ -104,26 +78,19 @@ def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
     return count
 
 
-class DockerBackend:
-    """See `envfarm.box.Backend`. `runtime`: one of the engine's (runc, runsc). `warm`: boxes kept ready of every spec that
-    was asked for. `deadline_s`: after this a box is removed, whatever it does."""
+class DockerBackend(RemoteBackend):
+    """`runtime`: one of the engine's (runc, runsc)."""
 
     name = "docker"
+    module = __name__
 
-    def __init__(self, *, runtime: str | None = None, warm: int = 0, deadline_s: float = DEADLINE_S):
+    def __init__(self, *, runtime: str | None = None, warm: int = 0, deadline_s: float = owners.DEADLINE_S):
+        super().__init__(warm=warm, deadline_s=deadline_s)
         self.runtime = runtime
-        self._warm, self._deadline_s = warm, deadline_s
         self._api: Any = None
         self._info: dict[str, Any] = {}
         self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="docker")
-        self._reaper: subprocess.Popen[bytes] | None = None
-        self._boxes: set[RemoteBox] = set()
-        self._ready: dict[BoxSpec, list[asyncio.Task[RemoteBox]]] = defaultdict(list)
         self._probing = asyncio.Lock()
-        self._count = itertools.count()
-        self._prefix = secrets.token_hex(4)
-        self._closed = False
-        self.left = 0  # containers that could not be removed: the reaper's
 
     async def probe(self) -> None:
         """Raises BoxUnavailableError, MissingDependencyError."""
@@ -144,33 +111,7 @@ class DockerBackend:
                 )
             self._api = api
 
-    async def start(self, spec: BoxSpec, *, owner: str = "", snapshot: Snapshot | None = None) -> RemoteBox:
-        await self.probe()
-        ready = self._ready[spec]
-        box = await (ready.pop(0) if ready else self._make(spec))
-        for _ in range(self._warm - len(ready)):
-            ready.append(asyncio.create_task(self._make(spec)))
-        if snapshot is not None:
-            try:
-                await box.restore(snapshot)
-            except BaseException:
-                await box.stop()
-                raise
-        return box
-
-    async def close(self) -> None:
-        self._closed = True
-        makers = [task for tasks in self._ready.values() for task in tasks]
-        self._ready.clear()
-        await asyncio.gather(*makers, return_exceptions=True)
-        await asyncio.gather(*(box.stop() for box in list(self._boxes)))
-        if self._reaper is not None:
-            assert self._reaper.stdin is not None
-            if not self.left:
-                self._reaper.kill()
-                self._reaper.wait()
-            self._reaper.stdin.close()
-            self._reaper = None
+    async def _disconnect(self) -> None:
         if self._api is not None:
             self._api.close()
             self._api = None
@@ -178,8 +119,7 @@ class DockerBackend:
 
     def enforcement(self) -> dict[str, str]:
         """Before `probe`, what holds on an engine with control groups."""
-        limits = enforcement(self.runtime, self._info.get("CgroupVersion"))
-        return {**limits, "lifetime": f"a reaper process, and a deadline after {self._deadline_s:.0f} s"}
+        return {**enforcement(self.runtime, self._info.get("CgroupVersion")), **self._lifetime()}
 
     # --- used by the containers -----------------------------------------------------------------------------------
 
@@ -201,37 +141,8 @@ class DockerBackend:
     def api(self) -> Any:
         return self._api
 
-    # --- making one -----------------------------------------------------------------------------------------------
-
-    async def _make(self, spec: BoxSpec) -> RemoteBox:
-        """A box without an owner yet. Raises: BoxUnavailableError, InfraError."""
-        self._start_reaper()
-        name = f"box-{self._prefix}-{next(self._count)}"
-        streams = Container(self, spec)
-        box = RemoteBox(name, spec, streams, self._boxes.discard)
-        self._boxes.add(box)
-        try:
-            await streams.create(configuration(spec, self.runtime, self._labels(name)))
-            await box.up()
-            if self._closed:
-                raise InfraError("the backend was closed before the box was up")
-        except BaseException:
-            await box.stop()
-            raise
-        return box
-
-    def _labels(self, name: str) -> dict[str, str]:
-        return {BOX: name, OWNER: owner_label(), DEADLINE: str(int(time.time() + self._deadline_s))}
-
-    def _start_reaper(self) -> None:
-        if self._reaper is None:
-            self._reaper = subprocess.Popen(
-                [sys.executable, "-m", "envfarm.backends.docker_reaper", owner_label(), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+    def _streams(self, spec: BoxSpec, name: str) -> Container:
+        return Container(self, spec, configuration(spec, self.runtime, owners.labels(name, self._deadline_s)))
 
 
 class GvisorBackend(DockerBackend):

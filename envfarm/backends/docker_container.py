@@ -46,18 +46,19 @@ class Engine(Protocol):
 
 
 class Container:
-    def __init__(self, engine: Engine, spec: BoxSpec):
-        self._engine, self._spec = engine, spec
+    def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
+        """`configuration`: arguments of docker-py's `create_container`."""
+        self._engine, self._spec, self._configuration = engine, spec, configuration
         self._id: str | None = None
         self._creating: asyncio.Future[dict[str, Any]] | None = None
         self._removed = False
         self._main: SocketPipe | None = None
 
-    async def create(self, configuration: dict[str, Any]) -> None:
+    async def create(self) -> None:
         """Create it, attach, start it: in this order nothing of its output is lost. Raises: BoxUnavailableError, InfraError."""
         api, call = self._engine.api, self._engine.call
         try:
-            self._creating = asyncio.ensure_future(call(api.create_container, **configuration))
+            self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
             self._id = (await asyncio.shield(self._creating))["Id"]
             self._main = _pipe(await call(api.attach_socket, self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
             await call(api.start, self._id)

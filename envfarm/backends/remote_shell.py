@@ -301,7 +301,7 @@ class RemoteShell:
         if max(self._out.seen, self._err.seen) > FLOOD * self._spec.output_bytes:
             return "output"
         now = await self._count("living 0; state", _LOOK_S)
-        if not now.counters and now.processes > self._spec.pids + OURS:
+        if now.processes > self._spec.pids + OURS:  # a pod counts them and does not limit them
             return "pids"
         if not now.counters and now.private_bytes > self._spec.memory_bytes:
             return "memory"
