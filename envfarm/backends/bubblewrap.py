@@ -122,7 +122,7 @@ class BubblewrapBackend:
         cgroup = f"cgroup v{self._groups.version}" if self._groups else ""
         return {
             "memory": cgroup or "rlimit per process, and the sum of resident memory watched every 50 ms",
-            "pids": cgroup or ("rlimit per user namespace" if os.geteuid() else "counted from outside every 10 ms"),
+            "pids": cgroup or ("rlimit per user namespace" if os.geteuid() else f"{NOT_ENFORCED} at once: counted every 10 ms"),
             "cpu": f"{cgroup}: seconds; the rate of commands longer than {TICK_S:.2f} s"
             if cgroup
             else "seconds watched every 50 ms; the rate is not limited",
