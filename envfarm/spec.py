@@ -124,6 +124,7 @@ class Sandbox(Part, frozen=True, kw_only=True):
         return BoxSpec(
             image=self.image, cpu=self.cpu, memory_bytes=self.memory_bytes, pids=self.pids, disk_bytes=self.disk_bytes,
             network=self.network, exec_cpu_s=limits.exec_cpu_s, exec_timeout_s=limits.exec_timeout_s,
+            lifetime_s=limits.episode_timeout_s,
         )  # fmt: skip
 
 

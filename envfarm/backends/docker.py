@@ -14,9 +14,9 @@ Where the engine is: DOCKER_HOST (with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH), 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
-import platform
 import secrets
 import subprocess
 import sys
@@ -27,16 +27,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from envfarm.backends import processes
 from envfarm.backends.docker_config import RUNSC, configuration, enforcement
 from envfarm.backends.docker_container import Container, EngineError, remove
+from envfarm.backends.owners import is_gone, owner_label
 from envfarm.backends.remote_box import RemoteBox
 from envfarm.box import BoxSpec, Snapshot
 from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
 
 T = TypeVar("T")
 BOX, OWNER, DEADLINE = "envfarm.box", "envfarm.owner", "envfarm.deadline"
-DEADLINE_S = 4 * 3600.0
+SLACK_S = 3600.0
 _CALLS_AT_ONCE = 16
 
 
@@ -66,17 +66,16 @@ def connect(timeout_s: float = 120.0) -> Any:
         ) from None
 
 
-def owner_label() -> str:
-    """This process, for ever: machine, pid, and when it started."""
-    return f"{platform.node()}:{os.getpid()}:{processes.start_ticks(os.getpid()) if os.path.isdir('/proc/self') else 0}"
+def ask(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """A call of docker-py, whose errors stay here. Raises: EngineError."""
+    import docker
 
-
-def _is_gone(owner: str) -> bool:
-    """Whether an owner is known to have ended: nothing is known about other machines'."""
-    machine, pid, ticks = [*owner.split(":"), "", "", ""][:3]
-    if machine != platform.node() or not pid.isdigit() or not os.path.isdir("/proc/self"):
-        return False
-    return str(processes.start_ticks(int(pid))) != ticks
+    try:
+        return function(*args, **kwargs)
+    except docker.errors.APIError as error:
+        raise EngineError(error.status_code or 500, str(error.explanation or error)) from None
+    except (docker.errors.DockerException, OSError) as error:
+        raise EngineError(0, str(error)) from None
 
 
 def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
@@ -96,7 +95,7 @@ def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
     for container in found:
         labels = container["Labels"]
         late = float(labels.get(DEADLINE) or "inf") < time.time()
-        if late or labels.get(OWNER) == owner or _is_gone(labels.get(OWNER, "")):
+        if late or labels.get(OWNER) == owner or is_gone(labels.get(OWNER, "")):
             count += 1
             with suppress(docker.errors.DockerException, OSError):
                 remove(api, container["Id"])
@@ -106,18 +105,19 @@ def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
 
 class DockerBackend:
     """See `envfarm.box.Backend`. `runtime`: one of the engine's (runc, runsc). `warm`: boxes kept ready of every spec that
-    was asked for. `deadline_s`: after this a box is removed, whatever it does."""
+    was asked for. `slack_s`: so long after `BoxSpec.lifetime_s` a box is removed, whatever it does."""
 
     name = "docker"
 
-    def __init__(self, *, runtime: str | None = None, warm: int = 0, deadline_s: float = DEADLINE_S):
+    def __init__(self, *, runtime: str | None = None, warm: int = 0, slack_s: float = SLACK_S):
         self.runtime = runtime
-        self._warm, self._deadline_s = warm, deadline_s
+        self._warm, self._slack_s = warm, slack_s
         self._api: Any = None
         self._info: dict[str, Any] = {}
         self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="docker")
         self._reaper: subprocess.Popen[bytes] | None = None
         self._boxes: set[RemoteBox] = set()
+        self._until: dict[str, float] = {}  # box -> its deadline, unix time
         self._ready: dict[BoxSpec, list[asyncio.Task[RemoteBox]]] = defaultdict(list)
         self._probing = asyncio.Lock()
         self._count = itertools.count()
@@ -147,7 +147,7 @@ class DockerBackend:
     async def start(self, spec: BoxSpec, *, owner: str = "", snapshot: Snapshot | None = None) -> RemoteBox:
         await self.probe()
         ready = self._ready[spec]
-        box = await (ready.pop(0) if ready else self._make(spec))
+        box = await self._take(spec, ready)
         for _ in range(self._warm - len(ready)):
             ready.append(asyncio.create_task(self._make(spec)))
         if snapshot is not None:
@@ -179,22 +179,13 @@ class DockerBackend:
     def enforcement(self) -> dict[str, str]:
         """Before `probe`, what holds on an engine with control groups."""
         limits = enforcement(self.runtime, self._info.get("CgroupVersion"))
-        return {**limits, "lifetime": f"a reaper process, and a deadline after {self._deadline_s:.0f} s"}
+        return {**limits, "lifetime": f"a reaper process, and a deadline {self._slack_s:.0f} s after the episode's"}
 
     # --- used by the containers -----------------------------------------------------------------------------------
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """docker-py blocks, and its errors stay here. Raises: EngineError."""
-        import docker
-
-        def work() -> T:
-            try:
-                return function(*args, **kwargs)
-            except docker.errors.APIError as error:
-                raise EngineError(error.status_code or 500, str(error.explanation or error)) from None
-            except (docker.errors.DockerException, OSError) as error:
-                raise EngineError(0, str(error)) from None
-
+        """docker-py blocks. Raises: EngineError."""
+        work = functools.partial(ask, function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     @property
@@ -203,13 +194,23 @@ class DockerBackend:
 
     # --- making one -----------------------------------------------------------------------------------------------
 
+    async def _take(self, spec: BoxSpec, ready: list[asyncio.Task[RemoteBox]]) -> RemoteBox:
+        """The oldest ready box that still has its whole lifetime before it, else a new one. Raises: as `_make`."""
+        while ready:
+            box = await ready.pop(0)
+            if self._until[box.id] >= time.time() + spec.lifetime_s:
+                return box
+            await box.stop()
+        return await self._make(spec)
+
     async def _make(self, spec: BoxSpec) -> RemoteBox:
         """A box without an owner yet. Raises: BoxUnavailableError, InfraError."""
         self._start_reaper()
         name = f"box-{self._prefix}-{next(self._count)}"
         streams = Container(self, spec)
-        box = RemoteBox(name, spec, streams, self._boxes.discard)
+        box = RemoteBox(name, spec, streams, self._forget)
         self._boxes.add(box)
+        self._until[name] = time.time() + spec.lifetime_s + self._slack_s
         try:
             await streams.create(configuration(spec, self.runtime, self._labels(name)))
             await box.up()
@@ -221,7 +222,11 @@ class DockerBackend:
         return box
 
     def _labels(self, name: str) -> dict[str, str]:
-        return {BOX: name, OWNER: owner_label(), DEADLINE: str(int(time.time() + self._deadline_s))}
+        return {BOX: name, OWNER: owner_label(), DEADLINE: str(int(self._until[name]))}
+
+    def _forget(self, box: RemoteBox) -> None:
+        self._boxes.discard(box)
+        self._until.pop(box.id, None)
 
     def _start_reaper(self) -> None:
         if self._reaper is None:

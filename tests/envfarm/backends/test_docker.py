@@ -212,7 +212,7 @@ def test_a_box_past_its_deadline_is_removed_by_any_reaper() -> None:
         with pytest.raises(BoxDied, match="removed"):
             await box.exec("true")
 
-    with_backend(use, deadline_s=-5)
+    with_backend(use, slack_s=-SMALL.lifetime_s - 5)
 
 
 @on_engine
@@ -242,6 +242,19 @@ def test_warm_boxes_are_handed_out_and_go_with_the_backend() -> None:
     first, second, fresh = with_backend(use, warm=2)
     assert first != second and fresh == b"/task\n"
     assert [c for c in owned(connect()) if c["Labels"][OWNER].split(":")[1] == str(os.getpid())] == []
+
+
+@on_engine
+def test_a_warm_box_without_a_lifetime_before_it_is_not_handed_out() -> None:
+    async def use(backend: DockerBackend) -> tuple[str, str]:
+        await backend.start(SMALL)
+        (ready,) = await asyncio.gather(*(task for tasks in backend._ready.values() for task in tasks))
+        second = await backend.start(SMALL)
+        await second.exec("true")
+        return ready.id, second.id
+
+    waited, used = with_backend(use, warm=1, slack_s=-1)
+    assert waited != used
 
 
 # --- the same box -----------------------------------------------------------------------------------------------------
