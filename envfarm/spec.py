@@ -114,6 +114,9 @@ class Limits(Part, frozen=True, kw_only=True):
 class Sandbox(Part, frozen=True, kw_only=True):
     box: bool = False
     image: str = "envfarm/base"
+    """A name; with its digest where it is built."""
+    build: str | None = None
+    """The folder that the image is built from, relative to the YAML's; no part of the hash, as the digest is."""
     cpu: float = 1.0
     memory_bytes: int = 512 << 20
     pids: int = 64

@@ -123,6 +123,7 @@ class DockerBackend:
         self._count = itertools.count()
         self._prefix = secrets.token_hex(4)
         self._closed = False
+        self.current: set[str] = set()
         self.left = 0  # containers that could not be removed: the reaper's
 
     async def probe(self) -> None:

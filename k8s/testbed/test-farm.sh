@@ -17,7 +17,7 @@ time_of() { local start=$SECONDS; "${@:2}"; echo "-- $1: $((SECONDS - start)) s"
 chmod 755 "$STATE"
 time_of "Docker engine" "$HERE/docker-up.sh" "$STATE/docker"
 export DOCKER_HOST=unix://$STATE/docker/docker.sock
-time_of "base images" "$HERE/base-image.sh" | tee "$STATE/made"
-ENVFARM_IMAGES=$(grep ^/ "$STATE/made")/root # the same roots for bubblewrap, where backends are compared
+time_of "base images" "$HERE/base-image.sh" "$(dirname "$PYTHON")/envfarm" | tee "$STATE/made"
+ENVFARM_IMAGES=$(grep ^/ "$STATE/made") # the same roots for bubblewrap, where backends are compared
 export ENVFARM_IMAGES
 time_of "tests" "$PYTHON" -m pytest -m docker "$@"

@@ -339,7 +339,7 @@ def test_without_an_engine_it_says_what_to_do(host: str, said: str, monkeypatch:
 
 @on_engine
 def test_a_missing_image_or_runtime_is_named() -> None:
-    with pytest.raises(BoxUnavailableError, match="no image 'lab/none': `envfarm image build`"):
+    with pytest.raises(BoxUnavailableError, match="no image 'lab/none': `docker pull` it"):
         with_backend(lambda b: b.start(msgspec.structs.replace(SMALL, image="lab/none")))
     with pytest.raises(BoxUnavailableError, match="no runtime 'kata'"):
         with_backend(lambda b: b.probe(), runtime="kata")
