@@ -19,7 +19,7 @@ from pathlib import Path
 
 from envfarm.box import WORKDIR, BoxSpec
 from envfarm.errors import BoxUnavailableError, did_you_mean
-from envfarm.images.build import how_to_build, root_of
+from envfarm.images.build import how_to_build, is_stale, root_of
 
 UID = GID = 1000
 HOSTNAME = "box"
@@ -58,6 +58,8 @@ def resolve(image: str, images_dir: Path | None = None) -> Root:
     """The root for an image: the name of a directory below `images_dir`, else a built-in name, an absolute directory, or one
     that `envfarm image build` made (its name has a digest)."""
     if images_dir and not image.startswith("/") and (images_dir / image).is_dir():
+        if is_stale(images_dir / image, image):
+            raise BoxUnavailableError(f"the image {image!r} in {images_dir} is stale: {how_to_build(image)}")
         return _unpacked(images_dir / image)
     if image == "envfarm/base":
         return _host(python=False)

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from envfarm.images.recipe import BASES, SUITE, Copy, ImageError, Recipe
+from envfarm.images.recipe import BASES, SUITE, Copy, ImageError, Recipe, base
 
 SOURCE_DATE_EPOCH = 1700000000
 _DOCUMENTATION = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
@@ -41,6 +41,12 @@ def how_to_build(image: str, *options: str) -> str:
     name = image.partition(":")[0]
     words = ["envfarm image build", *options, *([] if name in BASES else [name.removeprefix("envfarm/")])]
     return f"run `{' '.join(words)}`"
+
+
+def is_stale(place: Path, image: str) -> bool:
+    """Whether a base image's link, made by `build`, leads to what an older recipe made."""
+    made = place.is_symlink() and "@" in os.readlink(place)
+    return made and image in BASES and os.readlink(place) != root_of(base(image).tag).name
 
 
 def build(recipe: Recipe) -> bool:

@@ -157,5 +157,5 @@ def _digest(folder: Path, below: Recipe | None) -> str:
     digest = hashlib.sha256((below.digest if below else SUITE).encode())
     for path in folder_files(folder):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_mode & 0o111:o}\0{content}\n".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_mode & 0o100:o}\0{content}\n".encode())
     return digest.hexdigest()[:12]

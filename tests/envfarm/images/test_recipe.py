@@ -78,3 +78,16 @@ def test_an_image_that_is_not_built_says_what_to_run(tmp_path: Path, monkeypatch
     (root_of(image) / "bin").mkdir(parents=True)
     (root_of(image) / "bin/sh").touch()
     assert rootfs.resolve(image).shell == "/bin/sh"
+
+
+def test_a_base_image_of_an_older_recipe_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "envfarm"
+    for name in ("base@000000000000", root_of(base("envfarm/base").tag).name):
+        (folder / name / "bin").mkdir(parents=True)
+        (folder / name / "bin/sh").touch()
+    (folder / "base").symlink_to("base@000000000000")
+    with pytest.raises(BoxUnavailableError, match="is stale: run `envfarm image build`"):
+        rootfs.resolve("envfarm/base", tmp_path)
+    (folder / "base").unlink()
+    (folder / "base").symlink_to(root_of(base("envfarm/base").tag).name)
+    assert rootfs.resolve("envfarm/base", tmp_path).shell == "/bin/sh"
