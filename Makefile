@@ -40,7 +40,7 @@ test-trainers: $(STAMP) ## Tests against TRL, Tinker, verl and both interfaces o
 	@$(BIN)/python -m tests.venvs verifiers0 pytest
 	@$(BIN)/python -m tests.venvs verifiers1 pytest
 
-test-farm: $(STAMP) ## Tests in containers of a real Docker engine, set up from nothing and taken down again (root)
+test-farm: $(STAMP) ## Tests in real containers and pods: engine and cluster set up from nothing and taken down again (root)
 	@k8s/testbed/test-farm.sh $(BIN)/python
 
 lint: $(STAMP) ## Style, types and the direction of imports

@@ -20,12 +20,10 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from benchmarks.harness import Row, finish, row
 from envfarm.spec import EnvSpec, load_spec
 from rollout.build import ModelFolder
-from rollout.engines.base import Capabilities, Generation
 from rollout.plan import RunPlan
 from rollout.policies import EnginePolicy
 from rollout.requests import EnvChoice, draw_groups
@@ -37,29 +35,6 @@ from rollout.types import PolicyVersion, SamplingParams
 HERE = Path(__file__).parent / "answer"
 WORKERS = (1, 2, 4)
 EPISODES, WARM_UP, ROUNDS, EACH = 2000, 400, 5, 16
-
-
-class InstantEngine:
-    """Answers `7` at once, with logprobs. Made as any engine of somebody's own: from model folders, by `module:Class`."""
-
-    def __init__(self, models: dict[str, str], *, versions: Any = None, **_: Any):
-        (folder,) = models.values()
-        renderer = ModelFolder.open(folder).renderer()
-        self.capabilities = Capabilities(token_ids=True, logprobs=True, seeds=True, versions=True)
-        self._ids = [*renderer.tokenizer.encode("7"), renderer.stop_ids[0]]
-        self._version = PolicyVersion("policy")
-
-    async def start(self) -> None:
-        pass
-
-    async def generate(self, prompt_ids: list[int], params: SamplingParams, *, policy: str, session: str = "") -> Generation:
-        return Generation(self._ids, [-0.1] * len(self._ids), "stop", self._version)
-
-    async def update_weights(self, version: PolicyVersion, state: Any) -> None:
-        self._version = version
-
-    async def close(self) -> None:
-        pass
 
 
 @dataclass
@@ -87,7 +62,7 @@ async def measure(workers: int, spec: EnvSpec, folder: ModelFolder, number: int,
     fleet = Fleet(RayEntry(workers=workers, cpus=0), {spec.id: spec}, workers=1, max_in_flight=EACH * workers)
     try:
         await fleet.start()
-        engine = fleet.engine(EngineEntry(kind="benchmarks.ray_scaling:InstantEngine"), {"policy": folder})
+        engine = fleet.engine(EngineEntry(kind="benchmarks.instant:InstantModel"), {"policy": folder})
         policy = EnginePolicy(PolicyVersion("policy"), engine, folder.renderer())
         plan = RunPlan("bench", 0, {spec.id: spec}, max_in_flight=EACH * workers)
         async with Rollouts(plan, fleet, {"policy": policy}) as rollouts:

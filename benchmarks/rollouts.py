@@ -16,17 +16,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
 from benchmarks.harness import Row, finish, measure
+from benchmarks.instant import InstantEngine
 from benchmarks.peers import peer_python
 from benchmarks.serving import free_port, start
 from envfarm.scenes import scene_class
 from envfarm.session import local_session
 from envfarm.spec import EnvSpec, load_spec
-from rollout.engines.base import Capabilities, Generation
 from rollout.engines.openai import OpenAIEngine
 from rollout.inprocess import LocalPool
 from rollout.plan import RunPlan
@@ -42,27 +41,6 @@ HERE = Path(__file__).parent / "answer"
 AT_ONCE = 64
 COUNT, COUNT_IN_PROCESS = 256, 2000
 PEER = "verifiers==0.1.14"
-
-
-class InstantEngine:
-    """Answers `7` at once, with logprobs: what is left is everything around an engine."""
-
-    def __init__(self, renderer: CompactRenderer):
-        self.capabilities = Capabilities(token_ids=True, logprobs=True, seeds=True, versions=True)
-        self._ids = [*renderer.tokenizer.encode("7"), renderer.stop_ids[0]]
-        self._version = PolicyVersion("policy")
-
-    async def start(self) -> None:
-        pass
-
-    async def generate(self, prompt_ids: list[int], params: SamplingParams, *, policy: str, session: str = "") -> Generation:
-        return Generation(self._ids, [-0.1] * len(self._ids), "stop", self._version)
-
-    async def update_weights(self, version: PolicyVersion, state: Any) -> None:
-        self._version = version
-
-    async def close(self) -> None:
-        pass
 
 
 def peer(url: str, at_once: int, stack: ExitStack) -> Callable[[int], float]:

@@ -23,6 +23,16 @@ WORKDIR = "/task"
 """The working directory of every box: a tmpfs of `disk_bytes`, owned by the agent, empty at the start. Also HOME."""
 
 
+MAX_DEPTH = 64
+"""Directories inside each other, of those that are listed, archived or kept in a snapshot."""
+
+MAX_ARTIFACTS = 4096
+"""Files of one archive: each costs a verifier a write."""
+
+NOT_ENFORCED = "not enforced"
+"""How a text of `Backend.enforcement` begins that says what this place does not stop, and why."""
+
+
 class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a box may use. Picklable and JSON-able; part of the environment's hash."""
 
@@ -102,7 +112,8 @@ class Box(Protocol):
     async def list(self, path: str = WORKDIR, *, max_entries: int = 10_000) -> list[Entry]:
         """All entries below `path`, sorted by path, links not followed.
 
-        Raises: FileNotFoundError, ValueError where there are more than `max_entries`, BoxDied.
+        Raises: FileNotFoundError, ValueError where there are more than `max_entries` or more than `MAX_DEPTH` directories
+        inside each other, BoxDied.
         """
         ...
 
@@ -111,12 +122,12 @@ class Box(Protocol):
         below `paths` (absolute). Links, devices and sockets are refused, not followed.
 
         Raises: VerifierFault never; PermissionError naming the link or special file, ValueError where it is larger
-        than `max_bytes`, BoxDied. Missing paths are simply absent.
+        than `max_bytes`, more than `MAX_ARTIFACTS` or deeper than `MAX_DEPTH`, BoxDied. Missing paths are simply absent.
         """
         ...
 
     async def snapshot(self) -> Snapshot:
-        """The workdir and the shell's state. Raises: ValueError above 64 MiB, BoxDied."""
+        """The workdir and the shell's state. Raises: ValueError above 64 MiB or deeper than `MAX_DEPTH`, BoxDied."""
         ...
 
     async def stop(self) -> None:
@@ -142,7 +153,8 @@ class Backend(Protocol):
         ...
 
     def enforcement(self) -> dict[str, str]:
-        """How each limit is enforced here: `{"memory": "cgroup v1" | "rlimit" | ...}`; for people and for `check`."""
+        """How each limit is enforced here: `{"memory": "cgroup v1" | "rlimit" | ...}`; for people and for `check`. What is
+        not enforced here says so: its text begins with `NOT_ENFORCED`."""
         ...
 
 
@@ -160,5 +172,6 @@ BACKENDS: dict[str, str] = {
     "bubblewrap": "envfarm.backends.bubblewrap:BubblewrapBackend",
     "docker": "envfarm.backends.docker:DockerBackend",
     "docker-runsc": "envfarm.backends.docker:GvisorBackend",
+    "kubernetes": "envfarm.backends.kubernetes:KubernetesBackend",
 }
 """Name -> `module:Class`, imported late. A new backend costs one file and one line."""

@@ -48,6 +48,9 @@ class Scene:
     forkable: ClassVar[bool] = False
     """Whether `copy.deepcopy` of the scene is a faithful snapshot (no files, sockets, processes)."""
 
+    blocking: ClassVar[bool] = False
+    """Whether its methods wait for others (a network): sessions get a thread of their own, as those with a box do."""
+
     make_box: Callable[[], Any] | None = None
     """Starts another box like the agent's; set by the session."""
 

@@ -130,6 +130,14 @@ class BoxDied(InfraError):
     pass
 
 
+def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that broke a task group, out of nested groups."""
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 NEAR_TIE = 0.05
 """How much less alike (of 1.0) than the best match a name may be and still be suggested beside it."""
 

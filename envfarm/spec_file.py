@@ -19,10 +19,11 @@ ID = re.compile(r"([\w.-]+/)?[\w.-]+-v\d+")
 KINDS: dict[str, str] = {
     "entry": "",
     "task": "envfarm.task.env:TaskEnv",
+    "openenv": "envfarm.openenv.env:OpenEnv",
 }
 """Top-level keys that say what runs -> the class that runs it (`entry` names its own). A new kind: one file, one line."""
 
-NOT_YET = ("harbor", "gymnasium", "pettingzoo", "openspiel", "reasoning_gym", "textarena", "miniwob", "verifiers", "openenv")
+NOT_YET = ("harbor", "gymnasium", "pettingzoo", "openspiel", "reasoning_gym", "textarena", "miniwob", "verifiers")
 """Kinds that are designed and not implemented: refused by name."""
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -168,6 +169,7 @@ class SpecFile(FileModel):
     tags: list[str] = []
     entry: str | None = None
     task: TaskFile | None = None
+    openenv: str | None = None
     requires: list[str] = []
     randomize: dict[str, AxisFile] = {}
     perturb: dict[str, dict[str, ChannelFile]] = {}

@@ -87,6 +87,8 @@ class SpecReader(Reader):
             what = " and ".join(kinds) if kinds else "none"
             place = self.source.key_at(kinds[-1]) if kinds else self.source.at()
             raise SpecError(f"expected exactly one key that says what runs ({', '.join(KINDS)}), found {what}", place)
+        if kinds[0] == "openenv":
+            return kinds[0], self._openenv(self.file.openenv or "")
         if kinds[0] != "entry":
             return kinds[0], ""
         entry = self.file.entry or ""
@@ -110,6 +112,19 @@ class SpecReader(Reader):
         if not (folder / FILE).is_file():
             raise self.fail(f"there is no {FILE} in {folder}", *path)
         return read(folder, name_of(self.file.id)).tag, image.build
+
+    def _openenv(self, url: str) -> str:
+        from envfarm.openenv.address import problem
+
+        if wrong := problem(url):
+            raise self.fail(wrong, "openenv")
+        if self.file.sandbox.box:
+            raise self.fail("an OpenEnv server has its world with it; leave `box` out", "sandbox", "box")
+        if self.file.isolation == "process":
+            raise self.fail("an OpenEnv server isolates its sessions itself; leave `isolation` out", "isolation")
+        if len(self.file.roles) > 1:
+            raise self.fail("an OpenEnv server plays with one role", "roles")
+        return url
 
     def _reward(self) -> Reward:
         given = self.file.reward

@@ -132,11 +132,12 @@ def describe(method: Callable[..., Any]) -> ToolSpec:
 
 
 def tools_of(cls: type) -> dict[str, ToolSpec]:
-    """All tools of a class, in the order of definition (base classes first)."""
+    """All tools of a class, in the order of their last definition (base classes first)."""
     found: dict[str, ToolSpec] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
             if getattr(value, "__envfarm_tool__", False):
+                found.pop(name, None)
                 found[name] = describe(value)
     return found
 

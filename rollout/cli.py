@@ -56,7 +56,7 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy; default: the policy's own, else 0.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one reply.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the policy's own, else 0.")] = None,
-    engine: Annotated[str, typer.Option(help="torch, or openai with --url and POLICY as the server's model.")] = "torch",
+    engine: Annotated[str, typer.Option(help="torch, vllm, or openai with --url and POLICY as the server's model.")] = "torch",
     url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1.")] = None,
     renderer: Annotated[str | None, typer.Option(help="Template of a model folder, where it does not say.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the episodes in this store.")] = None,

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from envfarm.errors import EpisodeError
+from envfarm.errors import EpisodeError, InfraError, first_failure
 from envfarm.masking import mask, side_by_side
 from envfarm.session import Turn
 from envfarm.spec import EnvSpec, Instance
@@ -23,6 +23,8 @@ from rollout.policies import AsyncSession
 from rollout.types import Episode, RewardEntry
 
 Spans = tuple[tuple[int, int], ...]
+ATTEMPTS = 3
+"""At one episode, where the machine and not the episode is to blame for its end."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class ReplayReport:
         """Of all compared characters."""
         return self.masked_chars / self.text_chars if self.text_chars else 0.0
 
+    def add(self, other: ReplayReport) -> None:
+        """Count another report's episodes as well."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "episodes": self.episodes, "partial": self.partial, "same": self.same, "text_chars": self.text_chars,
@@ -72,41 +79,55 @@ async def replay_all(
 ) -> ReplayReport:  # fmt: skip
     """Replay episodes, `at_once` at a time; differences in the order of `episodes`.
 
-    Raises: InfraError where a session cannot be had or its worker dies: that says nothing about the episode.
+    Raises: InfraError where a session cannot be had or its worker or box dies, `ATTEMPTS` times in a row: that says nothing
+    about the episode.
     """
-    report, permits = ReplayReport(), asyncio.Semaphore(at_once)
-    found: dict[int, list[Difference]] = {}
+    permits = asyncio.Semaphore(at_once)
 
-    async def one(number: int, episode: Episode) -> None:
+    async def one(episode: Episode) -> ReplayReport:
         async with permits:
-            session = await pool.session(episode.env)
-            try:
-                found[number] = await _Replay(episode, report, specs[episode.env]).run(session)
-            finally:
-                await asyncio.shield(session.close())
-        report.episodes += 1
-        report.partial += not episode.ok
+            for attempt in range(1, ATTEMPTS + 1):
+                session = await pool.session(episode.env)
+                try:
+                    replayed = await _Replay(episode, specs[episode.env]).run(session)
+                    break
+                except InfraError as error:
+                    if attempt == ATTEMPTS:
+                        raise InfraError(f"episode {episode.id} could not be replayed: {error}") from error
+                finally:
+                    await asyncio.shield(session.close())
         if progress is not None:
             progress(episode)
+        return replayed
 
-    async with asyncio.TaskGroup() as tasks:
-        for number, episode in enumerate(episodes):
-            tasks.create_task(one(number, episode))
-    report.differences = [d for number in sorted(found) for d in found[number]]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            replays = [tasks.create_task(one(episode)) for episode in episodes]
+    except BaseExceptionGroup as failures:
+        raise first_failure(failures) from None
+    report = ReplayReport()
+    for done in replays:
+        report.add(done.result())
     return report
 
 
 class _Replay:
     """One episode's comparison. Stops at the first turn that differs: what follows from it says nothing new."""
 
-    def __init__(self, episode: Episode, report: ReplayReport, spec: EnvSpec):
-        self.episode, self.report, self.spec = episode, report, spec
-        self.differences: list[Difference] = []
+    def __init__(self, episode: Episode, spec: EnvSpec):
+        self.episode, self.spec = episode, spec
+        self.report = ReplayReport(episodes=1, partial=int(not episode.ok))
+        self.differences = self.report.differences
         self._events: list[dict[str, Any]] = []
         self._rewards: list[RewardEntry] = []
         self._taken: dict[str, int] = {}
 
-    async def run(self, session: AsyncSession) -> list[Difference]:
+    async def run(self, session: AsyncSession) -> ReplayReport:
+        """Raises: InfraError."""
+        await self._compare(session)
+        return self.report
+
+    async def _compare(self, session: AsyncSession) -> None:
         episode = self.episode
         instance = msgspec.convert(episode.instance, Instance)
         self._same("instance hash", episode.instance_hash, instance.hash)
@@ -117,9 +138,9 @@ class _Replay:
             self._turn("first observation", turn, 0, "reset", episode.opening_output)
             for index, step in enumerate(episode.steps):
                 if self.differences:
-                    return self.differences
+                    return
                 if not self._same(f"step {index}, who acts", step.seat, turn.role) or not self._goes_on(index, turn):
-                    return self.differences
+                    return
                 turn = await session.step(step.tool_calls[0] if step.tool_calls else step.action)
                 self._taken[step.seat] = self._taken.get(step.seat, 0) + 1
                 self._heard(turn)
@@ -135,8 +156,9 @@ class _Replay:
                 self._end(turn)
         except EpisodeError as error:
             if str(error.status) != episode.stop:
+                if isinstance(error, InfraError):
+                    raise
                 self._same("end", str(episode.stop), f"{error.status}: {error}")
-        return self.differences
 
     def _goes_on(self, index: int, turn: Turn) -> bool:
         return self._same(f"step {index}", "another action", "another action" if not turn.over else f"over: {turn.stop}")

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
-from envfarm.errors import RunHaltedError
+from envfarm.errors import RunHaltedError, first_failure
 from rollout.engines.base import Probe, SeveralPolicies
 from rollout.episode import Terms
 from rollout.hosts import Here, Host, Pool
@@ -116,7 +116,7 @@ class Rollouts:
         try:
             await self._group(request, future, lease, None)
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_failure(failures) from None
         return future.result()
 
     async def _dispatch(
@@ -135,7 +135,7 @@ class Rollouts:
         except BaseExceptionGroup as failures:
             for number, future in enumerate(f for f in futures if not f.done()):
                 if number == 0:
-                    future.set_exception(_first(failures))
+                    future.set_exception(first_failure(failures))
                 else:
                     future.cancel()
 
@@ -227,11 +227,3 @@ def blank_episode(run: str, request: GroupRequest, member: int, attempt: int, se
         instance=msgspec.to_builtins(request.instance), instance_hash=request.instance.hash, split=request.split,
         seats=dict(seats), steps=[], stop=StopReason.ABORTED, error="called off",
     )  # fmt: skip
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that broke a task group, out of nested groups."""
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

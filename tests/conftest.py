@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -47,11 +48,34 @@ def _no_engine() -> str | None:
     return f"the Docker engine has no {', '.join(sorted(missing))}; `make test-farm` makes them" if missing else None
 
 
+@cache
+def _no_cluster() -> str | None:
+    """As `_no_engine`. Only a cluster that KUBECONFIG names is used: never by chance the one that somebody works with."""
+    from envfarm.backends.kubernetes import KubernetesBackend
+    from envfarm.errors import UserError
+
+    async def probe() -> None:
+        backend = KubernetesBackend()
+        try:
+            await backend.probe()
+        finally:
+            await backend.close()
+
+    if "KUBECONFIG" not in os.environ:
+        return "KUBECONFIG names no cluster; `make test-farm` sets one up and runs this"
+    try:
+        asyncio.run(probe())
+    except UserError as error:
+        return f"{error}; `make test-farm` sets a cluster up and runs this"
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    boxed = [item for item in items if item.get_closest_marker("docker")]
-    if boxed and (why := _no_engine()) is not None:
-        for item in boxed:
-            item.add_marker(pytest.mark.skip(reason=why))
+    for marker, reason_of in (("docker", _no_engine), ("kubernetes", _no_cluster)):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and (why := reason_of()) is not None:
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=why))
     for marker, names in NEEDS.items():
         if any(_installed(n) for n in names):
             continue

@@ -25,7 +25,7 @@ from envfarm.backends.bubblewrap_box import BubblewrapBox
 from envfarm.backends.cgroups import CgroupMeter, Groups, find_groups
 from envfarm.backends.limits import Meter, RlimitMeter
 from envfarm.backends.watch import TICK_S, Watch
-from envfarm.box import BoxSpec, Snapshot
+from envfarm.box import NOT_ENFORCED, BoxSpec, Snapshot
 from envfarm.errors import BoxUnavailableError, InfraError
 
 _HASTY_TICK_S = 0.01
@@ -122,7 +122,7 @@ class BubblewrapBackend:
         cgroup = f"cgroup v{self._groups.version}" if self._groups else ""
         return {
             "memory": cgroup or "rlimit per process, and the sum of resident memory watched every 50 ms",
-            "pids": cgroup or ("rlimit per user namespace" if os.geteuid() else "counted from outside every 10 ms"),
+            "pids": cgroup or ("rlimit per user namespace" if os.geteuid() else f"{NOT_ENFORCED} at once: counted every 10 ms"),
             "cpu": f"{cgroup}: seconds; the rate of commands longer than {TICK_S:.2f} s"
             if cgroup
             else "seconds watched every 50 ms; the rate is not limited",
@@ -130,7 +130,7 @@ class BubblewrapBackend:
             "output": "bytes kept per stream",
             "idle": "wall clock",
             "network": "network namespace",
-            "syscalls": "seccomp" if seccomp.program() else "no filter: libseccomp is not installed",
+            "syscalls": "seccomp" if seccomp.program() else f"{NOT_ENFORCED}: libseccomp is not installed",
         }
 
     def _program(self) -> list[str]:

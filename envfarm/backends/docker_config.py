@@ -9,7 +9,7 @@ from envfarm.backends import remote_loop, rootfs, seccomp
 from envfarm.backends.limits import OURS
 from envfarm.backends.remote_box import variables
 from envfarm.backends.remote_shell import TICK_S
-from envfarm.box import WORKDIR, BoxSpec
+from envfarm.box import NOT_ENFORCED, WORKDIR, BoxSpec
 
 RUNSC = "runsc"
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"  # as `rootfs` has it for unpacked images
@@ -80,7 +80,8 @@ def seccomp_profile() -> str:
 def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, str]:
     """See `Backend.enforcement`."""
     counted = f"cgroup v{cgroup_version} of the engine" if cgroup_version else "control groups of the engine"
-    everywhere = {"disk": "tmpfs size", "output": "bytes kept per stream", "idle": "wall clock"}
+    tracing = f"{NOT_ENFORCED}: an agent may write into the memory of its box's shells by /proc, and harms its own box alone"
+    everywhere = {"disk": "tmpfs size", "output": "bytes kept per stream", "idle": "wall clock", "tracing": tracing}
     if runtime != RUNSC:
         cpu = f"{counted}: the rate; seconds looked at every {TICK_S} s"
         network = "network namespace: loopback alone"
@@ -93,5 +94,6 @@ def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, st
         **everywhere,
         "network": "gVisor's own stack: loopback alone",
         "syscalls": "gVisor's own kernel",
-        "process 1": "not protected: an agent that kills it looks like a container that was killed (infra_error)",
+        "namespaces": f"{NOT_ENFORCED}: gVisor lets an agent make its own, within gVisor's kernel",
+        "process 1": "not protected: an agent that kills it ends its box, which is told from an end from outside",
     }

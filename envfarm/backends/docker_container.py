@@ -6,9 +6,11 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from envfarm.backends import remote_side, rootfs
+from envfarm.backends.docker_config import RUNSC
 from envfarm.backends.docker_stream import SocketPipe
 from envfarm.backends.limits import OURS
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
@@ -49,19 +51,20 @@ class Engine(Protocol):
 
 
 class Container:
-    def __init__(self, engine: Engine, spec: BoxSpec):
-        self._engine, self._spec = engine, spec
+    def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
+        """`configuration`: arguments of docker-py's `create_container`."""
+        self._engine, self._spec, self._configuration = engine, spec, configuration
         self._id: str | None = None
         self._creating: asyncio.Future[dict[str, Any]] | None = None
         self._removed = False
         self._main: SocketPipe | None = None
 
-    async def create(self, configuration: dict[str, Any]) -> None:
+    async def create(self) -> None:
         """Create it, attach, start it: in this order nothing of its output is lost. Raises: BoxUnavailableError, InfraError."""
         api, call = self._engine.api, self._engine.call
         try:
             await self._require_current(self._spec.image)
-            self._creating = asyncio.ensure_future(call(api.create_container, **configuration))
+            self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
             self._id = (await asyncio.shield(self._creating))["Id"]
             self._main = _pipe(await call(api.attach_socket, self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
             await call(api.start, self._id)
@@ -105,9 +108,13 @@ class Container:
 
     async def death(self) -> Death:
         """Of a live process 1 nothing but its own end, a kill from outside or the engine's end closes the streams. The
-        kernel lets no process of the agent's kill it; one that writes into its memory makes it end by another signal."""
+        kernel lets no process of the agent's kill it (gVisor's does); one that writes into its memory makes it end by
+        another signal."""
         try:
-            state = (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]
+            found = await self._engine.call(self._engine.api.inspect_container, self._id)
+            state = found["State"]
+            in_gvisor = found["HostConfig"]["Runtime"] == RUNSC
+            by_agent = in_gvisor and await self._ended_in_gvisor(state)
         except EngineError as error:
             gone = error.status == _NOT_FOUND
             return Death("its container was removed" if gone else f"the Docker engine does not answer: {error.said}")
@@ -116,9 +123,28 @@ class Container:
         code = state["ExitCode"]
         if state["OOMKilled"]:
             return Death("out of memory", by_agent=True, limit="memory")
-        if code in (_KILLED, _TERMINATED) or state["Error"]:
+        if (code in (_KILLED, _TERMINATED) or state["Error"]) and not by_agent:
             return Death(f"its container was ended from outside (exit code {code}) {state['Error']}".rstrip())
         return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
+
+    async def _ended_in_gvisor(self, state: dict[str, Any]) -> bool:
+        """Whether process 1 was killed from within. What the engine kills is among its events. Where gVisor's kernel itself
+        was killed the exit code is 137, as by a kill from within; but then that kernel lived on to tell how the second shell
+        ended, by the same kill (else runsc says 128). The engine remembers its last few events: who is not told calls it an
+        end from outside. Raises: EngineError."""
+        if state["Running"]:
+            return False
+        since, until = (int(datetime.fromisoformat(state[when]).timestamp()) for when in ("StartedAt", "FinishedAt"))
+        what = {"container": self._id, "event": ["kill", "exec_die"]}
+
+        def look() -> list[Any]:
+            return list(self._engine.api.events(since=since, until=until + 2, filters=what, decode=True))
+
+        events = await self._engine.call(look)
+        ends = [e["Actor"]["Attributes"].get("exitCode") for e in events if e["Action"].startswith("exec_die")]
+        if any(e["Action"] == "kill" for e in events) or not ends:
+            return False
+        return state["ExitCode"] != _KILLED or ends[-1] == str(_KILLED)
 
     async def remove(self) -> None:
         """What cannot be removed now, as the engine is gone, the reaper removes when it is back."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from envfarm.backends import nodes
-from envfarm.box import Entry
+from envfarm.box import MAX_ARTIFACTS, Entry
 
 _MAX_LINKS = 40
 
@@ -136,6 +136,8 @@ class Tree:
             for name, size, parent, leaf in self._artifacts(path, here):
                 if size > budget:
                     raise ValueError(f"artifacts are larger than allowed: {self.mount}/{name}")
+                if len(found) == MAX_ARTIFACTS:
+                    raise ValueError(f"{path}: more than {MAX_ARTIFACTS} artifacts")
                 found[name] = nodes.read_regular(leaf, parent, name, budget)
                 budget -= len(found[name])
         except FileNotFoundError:

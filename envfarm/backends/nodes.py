@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from envfarm.box import Entry
+from envfarm.box import MAX_DEPTH, Entry
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a directory is opened."""
@@ -23,7 +23,11 @@ def refused(path: str, why: str) -> PermissionError:
 
 
 def walk(fd: int, prefix: str = "") -> Iterator[tuple[Entry, int]]:
-    """Every entry below an open directory, names sorted, with the descriptor of the directory that holds it."""
+    """Every entry below an open directory, names sorted, with the descriptor of the directory that holds it.
+
+    Raises: ValueError deeper than `MAX_DEPTH`: each level costs the worker a descriptor and a frame of its stack."""
+    if prefix.count("/") > MAX_DEPTH:
+        raise ValueError(f"more than {MAX_DEPTH} directories inside each other")
     for name in sorted(os.listdir(fd)):
         try:
             status = os.lstat(name, dir_fd=fd)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from envfarm.backends import nodes
 from envfarm.backends.remote_side import Answer, Refused, quote
-from envfarm.box import WORKDIR, Entry
+from envfarm.box import MAX_ARTIFACTS, MAX_DEPTH, WORKDIR, Entry
 
 SCRIPT = r"""
 walk() { # D: the directory below $1 that holds $2; B: the name in it, empty for D itself. $3: follow a last link; $4: mkdir
@@ -155,15 +155,18 @@ class RemoteFiles:
             if refused.args[0] == "missing":
                 return {}
             raise nodes.refused(path, "a link or special file is no artifact") from None
-        wanted: dict[str, int] = {}
+        wanted, left = dict[str, int](), budget
         for entry in sorted(_entries(answer.payload), key=lambda e: e.path):
             full = "/".join(p for p in (here, entry.path) if p)
             if entry.kind in ("link", "other"):
                 raise nodes.refused(f"{mount}/{full}", "a link or special file is no artifact")
             if entry.kind == "file":
                 wanted[full] = entry.size
-                if sum(wanted.values()) > budget:
+                left -= entry.size
+                if left < 0:
                     raise ValueError(f"artifacts are larger than allowed: {mount}/{full}")
+                if len(wanted) > MAX_ARTIFACTS:
+                    raise ValueError(f"{path}: more than {MAX_ARTIFACTS} artifacts")
         if not wanted:
             return {}
         data = await self.tar(here or ".", budget + 2048 * (len(wanted) + 64))
@@ -205,8 +208,10 @@ def _error(word: str, path: str) -> Exception:
 
 
 def _entries(listing: bytes) -> builtins.list[Entry]:
-    """What `find` printed; a last entry that was cut off does not count."""
+    """What `find` printed; a last entry that was cut off does not count. Raises: ValueError deeper than `MAX_DEPTH`."""
     fields = listing.split(b"\0")[:-1]
+    if any(path.count(b"/") > MAX_DEPTH for path in fields[3::5]):
+        raise ValueError(f"more than {MAX_DEPTH} directories inside each other")
     text: Callable[[bytes], str] = os.fsdecode
     return [
         Entry(

@@ -37,7 +37,7 @@ if [ -n "$BASH_VERSION" ]; then __d='disown -a'; export -n HOSTNAME; else unset 
 IFS=' ' read -r __x __n <&3 || exit;
 while :; do
 (
-unset __x; echo 500 >/proc/self/oom_score_adj; LIMITS
+unset __x; echo 1000 >/proc/self/oom_score_adj; LIMITS
 while case . in *) ;; esac; do while case . in *) ;; esac; do
 printf '\0E%s %s %s\0' "$__n" "$__s" "$PWD" >&4; printf '\0E%s\0' "$__n" >&5;
 {READ}

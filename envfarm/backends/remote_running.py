@@ -22,7 +22,7 @@ class Running:
 
     def exceeds(self, now: State, time: float) -> LimitKind | None:
         """Which limit the box is beyond; `time`: the loop's."""
-        if not now.counters and now.processes > self.spec.pids + OURS:
+        if now.processes > self.spec.pids + OURS:  # a pod counts them and does not limit them
             return "pids"
         if not now.counters and now.private_bytes > self.spec.memory_bytes:
             return "memory"

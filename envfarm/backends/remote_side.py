@@ -55,12 +55,13 @@ while [ -n "$Z" ] && [ $n -lt 40 ]; do n=$((n+1)); living "$1"; done
 
 field() { F=0; while read -r k v; do [ "$k" = "$1" ] && F=$v; done <"/sys/fs/cgroup/$2"; }
 
-count() { # M: killed for memory; P: forks refused; C: CPU microseconds; N, A: processes and private pages, where nobody counts
+count() { # M: killed for memory; P: forks refused; C: CPU microseconds; N: processes; A: private pages, where nobody counts
 M=0 P=0 C=0 N=0 A=0
 case $V in
-1) field oom_kill memory/memory.oom_control; M=$F; field max pids/pids.events; P=$F
+1) field oom_kill memory/memory.oom_control; M=$F; field max pids/pids.events; P=$F; read -r N </sys/fs/cgroup/pids/pids.current
 read -r C </sys/fs/cgroup/cpuacct/cpuacct.usage; C=$((C/1000));;
-2) field oom_kill memory.events; M=$F; field max pids.events; P=$F; field usage_usec cpu.stat; C=$F;;
+2) field oom_kill memory.events; M=$F; field max pids.events; P=$F; field usage_usec cpu.stat; C=$F
+read -r N </sys/fs/cgroup/pids.current;;
 *) for d in /proc/[0-9]*; do
 [ "$d" = "/proc/$$" ] && continue
 s=; while IFS= read -r l; do s=$l; done <"$d/stat"
@@ -92,8 +93,8 @@ class State:
     memory_kills: int
     refused_forks: int
     cpu_s: float
-    processes: int  # these two only without counters
-    private_bytes: int
+    processes: int  # and threads, where they are counted
+    private_bytes: int  # only without counters
     left: tuple[int, ...]  # processes that are still there
 
     @classmethod

@@ -8,16 +8,19 @@ import typer
 
 
 def check(
-    ids: Annotated[list[str], typer.Argument(help="Environment ids (globs allowed) or YAML files.")],
+    ids: Annotated[list[str] | None, typer.Argument(help="Environment ids (globs allowed) or YAML files.")] = None,
     episodes: Annotated[int, typer.Option(help="Instances per split and rung for each agent.")] = 10,
     contents: Annotated[int, typer.Option(help="Seeds per split whose contents are compared.")] = 1000,
     only: Annotated[list[str] | None, typer.Option(help="Run only these checks (repeatable).")] = None,
     backend: Annotated[str, typer.Option(help="Where boxes come from.")] = "bubblewrap",
+    hostile: Annotated[
+        bool, typer.Option("--hostile", help="Instead: what an agent may try against a box, on --backend.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
 ) -> None:
     """Check environments: schema, Gymnasium or PettingZoo, seeds, isolation, oracle, floors, distinct contents.
 
-    Exit code 2 where a check fails or a file cannot be read.
+    Exit code 2 where a check fails or a file cannot be read. With --hostile, 1 where an attempt succeeds.
     """
     import msgspec
     from rich.console import Console
@@ -26,6 +29,14 @@ def check(
     from envfarm.errors import UserError, did_you_mean
     from envfarm.testing.check_env import CHECKS, check_env
 
+    if hostile:
+        from envfarm.cli.hostile import hostile as panel
+
+        if ids:
+            raise UserError(f"--hostile tries a backend, not an environment: found {ids[0]!r}")
+        raise typer.Exit(bool(panel(backend, only, as_json)))
+    if not ids:
+        raise UserError("which environments? Name ids (globs allowed) or YAML files, or --hostile")
     unknown = [name for name in only or [] if name not in CHECKS]
     if unknown:
         raise UserError(f"no check {unknown[0]!r}{did_you_mean(unknown[0], CHECKS)}; there are {', '.join(CHECKS)}")

@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "play": "envfarm.cli.play:play",
     "new": "envfarm.cli.new:new",
     "check": "envfarm.cli.check:check",
+    "serve": "envfarm.cli.serve:serve",
     "schema": "envfarm.cli.schema:schema",
 }
 """Name -> `module:function`."""

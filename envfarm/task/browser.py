@@ -15,6 +15,7 @@ from envfarm.tools import ToolCall, ToolError, tool
 from envfarm.web.browser import Browser, BrowserError, field_text
 from envfarm.web.page import FormField
 from envfarm.web.static import Direct, StaticSite
+from envfarm.web.tools import BrowserTools
 
 HOST = "site.example"
 MAX_PAGE_BYTES = 32 << 10
@@ -22,75 +23,38 @@ MAX_SENT_BYTES = 64 << 10
 """Of the file of sent forms; a form that would make it larger is a strike, as for a full disk."""
 
 
-class Browsing(Stock):
+class Browsing(BrowserTools, Stock):
     def enter(self) -> None:
         super().enter()
         self.sent = 0
-        self._browser = Browser(Direct(StaticSite(self._page, self._take)), HOST)
-
-    @tool
-    def open(self, url: str) -> list[Block]:
-        """Go to an address of this site.
-
-        url: the address, / is the front page
-        """
-        return self._acted(lambda: self._browser.open(url))
-
-    @tool
-    def click(self, link: str) -> list[Block]:
-        """Follow a link or press a button.
-
-        link: its number or its words
-        """
-        return self._acted(lambda: self._browser.click(link))
-
-    @tool
-    def type(self, field: str, text: str) -> list[Block]:
-        """Fill in a text field.
-
-        field: name of the field
-        text: what to write
-        """
-        return self._acted(lambda: self._browser.type(field, text))
-
-    @tool
-    def select(self, field: str, option: str) -> list[Block]:
-        """Choose an option of a field.
-
-        field: name of the field
-        option: one of its options
-        """
-        return self._acted(lambda: self._browser.select(field, option))
+        self.browser = Browser(Direct(StaticSite(self._page, self._take)), HOST)
 
     @tool
     def send(self) -> list[Block]:
         """Send the form that was filled in last."""
-        return self._acted(self._browser.submit)
+        return self.acted(self.browser.submit)
 
-    @tool
-    def back(self) -> list[Block]:
-        """Return to the page before."""
-        return self._acted(self._browser.back)
+    back = BrowserTools.back
 
     def noise(self) -> tuple[str, ...]:
         """What the page really has, used without a thought."""
-        page = self._browser.page
+        page = self.browser.page
         lines = ["open /", "back", "send", *(f"click {control.at}" for control in page.controls)]
         for field in (f for form in page.forms for f in form.fields if not f.hidden):
             lines += [f"select {field.name} {option}" for option in field.options] or [f"type {field.name} hello"]
         return (*super().noise(), *lines, "submit")
 
     def moves(self, call: ToolCall) -> bool:
-        return call.name in vars(Browsing) or super().moves(call)
+        return call.name in Browsing.declared_tools() or super().moves(call)
 
-    def _acted(self, action: Callable[[], FormField | None]) -> list[Block]:
+    def acted(self, action: Callable[[], FormField | None]) -> list[Block]:
         try:
             field = action()
         except BrowserError as error:
             raise ToolError(str(error)) from error
         if field is not None:
             return [Text(field_text(field), exact=True)]
-        return self._browser.show() or [Text("(an empty page)")]
+        return self.browser.show() or [Text("(an empty page)")]
 
     def _page(self, path: str) -> bytes:
         return self.place.read(f"{self.options['browser']['site']}/{path}", max_bytes=MAX_PAGE_BYTES)

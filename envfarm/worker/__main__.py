@@ -10,12 +10,8 @@ standard output. SIGTERM, SIGINT or (with `--owned`) the end of standard input s
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gc
 import os
-import signal
 import sys
-from functools import partial
 
 import msgspec
 import uvloop
@@ -23,7 +19,7 @@ import uvloop
 from envfarm.errors import EnvfarmError, UserError
 from envfarm.spec import EnvSpec
 from envfarm.worker import lifetime, protocol
-from envfarm.worker.serving import Listen, Worker
+from envfarm.worker.serving import Listen, Worker, serve
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,24 +55,6 @@ def read_specs(options: argparse.Namespace) -> list[EnvSpec]:
     return [registry.get(name) for name in options.env]
 
 
-async def serve(worker: Worker, listen: Listen, out: int, owned: bool) -> None:
-    """Serve until a signal or the owner's end."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if owned:
-        lifetime.end_with(0, partial(loop.call_soon_threadsafe, stop.set))
-    try:
-        address = await worker.start(listen)
-        gc.collect()
-        gc.freeze()  # what was imported stays; collections look at sessions only
-        ready = {"ready": address, "pid": os.getpid(), "environments": [s.id for s in worker.specs]}
-        os.write(out, msgspec.json.encode(ready) + b"\n")
-        await stop.wait()
-    finally:
-        await worker.close()
-
-
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     out = os.dup(1)
@@ -85,7 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         specs = read_specs(options)
         listen = Listen(options.unix, options.host, options.port, options.token)
         worker = Worker(specs, backend=options.backend, max_sessions=options.max_sessions)
-        uvloop.run(serve(worker, listen, out, options.owned))
+
+        def announce(address: str) -> None:
+            ready = {"ready": address, "pid": os.getpid(), "environments": [s.id for s in worker.specs]}
+            os.write(out, msgspec.json.encode(ready) + b"\n")
+
+        uvloop.run(serve(worker, listen, announce, owned=options.owned))
     except EnvfarmError as error:
         if options.owned:
             os.write(out, msgspec.json.encode({"failed": protocol.failed(error)}) + b"\n")

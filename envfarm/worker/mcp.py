@@ -2,7 +2,7 @@
 
 `POST /mcp` with `initialize` (or OpenEnv's `openenv/session/create`) opens a session, named by the header
 `Mcp-Session-Id` (or `params.session_id`); on a WebSocket the connection is the session. An episode of the first
-instance of `train` begins with the first tool call, unless a WebSocket that is attached to the same session has reset it.
+instance that is served begins with the first tool call, unless a WebSocket that is attached to the same session has reset it.
 Over HTTP `openenv/session/close` or `DELETE /mcp` ends it. Rewards travel in `_meta`, which agents are not shown.
 """
 
@@ -15,7 +15,7 @@ import msgspec
 from envfarm.errors import EnvfarmError
 from envfarm.tools import ToolCall
 from envfarm.worker import openenv, protocol
-from envfarm.worker.protocol import Failed, Reset, Step
+from envfarm.worker.protocol import Failed, Step
 from envfarm.worker.seats import Seat, Sessions
 
 PROTOCOL_VERSION = "2025-06-18"
@@ -123,8 +123,7 @@ class Mcp:
 
     async def _begun(self, seat: Seat) -> None:
         if seat.turn is None:
-            spec = self._sessions.default
-            protocol.as_turn(await seat.ask(Reset(spec.id, spec.instance(next(iter(spec.splits)), 0))))
+            protocol.as_turn(await seat.ask(openenv.as_reset(openenv.ResetData(index=0), self._sessions)))
 
     async def _list(self, seat: Seat) -> dict[str, Any]:
         await self._begun(seat)

@@ -28,8 +28,8 @@ class ResetData(msgspec.Struct, frozen=True):
 
     seed: Seed | None = None  # any number: taken modulo the split's size
     index: Seed | None = None  # of the split, as in the task API
-    split: str = "train"
-    setting: dict[str, Any] = {}
+    split: str | None = None  # default of both: what is served
+    setting: dict[str, Any] | None = None
     env: str | None = None  # default: the first that is served
     episode_id: Annotated[str, msgspec.Meta(max_length=255)] | None = None
     instance: Instance | None = None
@@ -157,11 +157,14 @@ def as_reset(data: ResetData, sessions: Sessions) -> Reset:
     spec = sessions.spec(data.env) if data.env is not None else sessions.default
     if data.instance is not None:
         return Reset(spec.id, data.instance)
-    size = spec.size(data.split)
+    split, setting = data.split, data.setting
+    split = sessions.served.split_of(spec) if split is None else split
+    setting = sessions.served.setting if setting is None else setting
+    size = spec.size(split)
     if data.index is not None and data.index >= size:
-        raise IndexError(f"split {data.split!r} of {spec.id} has {size} instances; there is no number {data.index}")
+        raise IndexError(f"split {split!r} of {spec.id} has {size} instances; there is no number {data.index}")
     index = data.index if data.index is not None else data.seed if data.seed is not None else sessions.next_number()
-    return Reset(spec.id, spec.instance(data.split, index % size, data.setting))
+    return Reset(spec.id, spec.instance(split, index % size, setting))
 
 
 def encode(reply: Reply, seat: Seat, actor: str, *, first: bool = False, tool: str | None = None) -> bytes:

@@ -6,10 +6,12 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from envfarm.errors import EnvfarmError, EnvironmentFault, InfraError, UnknownIdError, WorkerDied, did_you_mean
+from envfarm.scenes import scene_class
 from envfarm.worker import protocol
 from envfarm.worker.boxes import Boxes
 from envfarm.worker.protocol import Fork, Release, Reply, Request, Reset, Said, Step, Words
@@ -26,12 +28,33 @@ IDLE_S = 900.0
 """A fork that nobody attaches to, and a session over HTTP that nobody calls, is closed after this time."""
 
 
+@dataclass(frozen=True)
+class Served:
+    """Which instances a client plays that does not say which."""
+
+    split: str | None = None
+    """None: an environment's first."""
+    setting: dict[str, Any] = field(default_factory=dict)
+
+    def split_of(self, spec: EnvSpec) -> str:
+        return self.split or next(iter(spec.splits))
+
+    def check(self, specs: list[EnvSpec]) -> None:
+        """Raises: UserError where an environment has no such split or setting."""
+        for spec in specs:
+            spec.instance(self.split_of(spec), 0, self.setting)
+
+
 class Sessions:
     """All sessions of one worker: makes hosts by what their spec asks for, and counts seats."""
 
-    def __init__(self, specs: list[EnvSpec], boxes: Boxes, *, zygote: Zygote | None = None, limit: int = 1024):
+    def __init__(
+        self, specs: list[EnvSpec], boxes: Boxes, *, zygote: Zygote | None = None, limit: int = 1024,
+        served: Served | None = None,
+    ):  # fmt: skip
         self.specs = {spec.id: spec for spec in specs}
         self.default = specs[0]
+        self.served = served or Served()
         self.limit, self.boxes = limit, boxes
         self.seats: set[Seat] = set()
         self.parked: dict[str, Seat] = {}
@@ -54,7 +77,7 @@ class Sessions:
         if spec.isolation == "process":
             assert self._zygote is not None
             return self._zygote.host(spec, room)
-        return ThreadHost(spec, room) if room is not None else InlineHost(spec)
+        return ThreadHost(spec, room) if room is not None or scene_class(spec).blocking else InlineHost(spec)
 
     @property
     def full(self) -> bool:

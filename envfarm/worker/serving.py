@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import os
+import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from envfarm.box import Backend
 from envfarm.errors import UserError
 from envfarm.spec import EnvSpec
+from envfarm.worker import lifetime
 from envfarm.worker.boxes import Boxes
 from envfarm.worker.process import Zygote
-from envfarm.worker.seats import Sessions
+from envfarm.worker.seats import Served, Sessions
 from envfarm.worker.server import Connection
 from envfarm.worker.sessions import preload
 
@@ -31,6 +36,8 @@ class Listen:
 
     def check(self) -> None:
         """Raises: UserError where anybody in the network could use the worker."""
+        if self.token == "":
+            raise UserError("the token is empty: give one that nobody guesses, or none at all")
         if self.unix is None and self.token is None and not _loopback(self.host):
             raise UserError(f"listening on {self.host} needs a token: --token SECRET. Without one only loopback is served")
 
@@ -47,8 +54,15 @@ def _loopback(host: str) -> bool:
 class Worker:
     """Serves `specs`. The zygote of environments with `isolation: process` is started here, before any loop runs."""
 
-    def __init__(self, specs: list[EnvSpec], *, backend: str | Backend = "bubblewrap", max_sessions: int = 1024):
-        self.specs = specs
+    def __init__(
+        self,
+        specs: list[EnvSpec],
+        *,
+        backend: str | Backend = "bubblewrap",
+        max_sessions: int = 1024,
+        served: Served | None = None,
+    ):
+        self.specs, self._served = specs, served
         forked = [spec for spec in specs if spec.isolation == "process"]
         for spec in specs:
             if spec not in forked:
@@ -64,7 +78,7 @@ class Worker:
         await self._boxes.probe(self.specs)
         if self._zygote is not None:
             await self._zygote.ready()
-        self.sessions = Sessions(self.specs, self._boxes, zygote=self._zygote, limit=self._limit)
+        self.sessions = Sessions(self.specs, self._boxes, zygote=self._zygote, limit=self._limit, served=self._served)
         return self.sessions
 
     async def start(self, listen: Listen) -> str:
@@ -102,6 +116,23 @@ class Worker:
             if self._zygote is not None:
                 self._zygote.close()
             await self._boxes.close()
+
+
+async def serve(worker: Worker, listen: Listen, announce: Callable[[str], None], *, owned: bool = False) -> None:
+    """Serve until a signal or the owner's end (of standard input). `announce` gets the address, once it is listened on."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if owned:
+        lifetime.end_with(0, partial(loop.call_soon_threadsafe, stop.set))
+    try:
+        address = await worker.start(listen)
+        gc.collect()
+        gc.freeze()  # what was imported stays; collections look at sessions only
+        announce(address)
+        await stop.wait()
+    finally:
+        await worker.close()
 
 
 def _clear_stale(path: str) -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What `make test-farm` does: a real engine from nothing, the tests that need one, and everything down again.
+# What `make test-farm` does: a real engine and a real cluster from nothing, the tests that need them, and everything down again.
+# The cluster's binaries are built meanwhile where they are missing (minutes, once).
 # usage: test-farm.sh PYTHON [pytest arguments]     skipped, with the reason, without root or Linux
 set -euo pipefail
 PYTHON=${1:?usage: test-farm.sh PYTHON [pytest arguments]}
@@ -12,12 +13,45 @@ skip() { echo "test-farm skipped: $*"; exit 0; }
 command -v dockerd >/dev/null || command -v apt-get >/dev/null || skip "dockerd is not installed, and there is no apt-get to install it with"
 
 STATE=$(mktemp -d /tmp/farm.XXXXXX) # not below the clone: see docker-up.sh
-trap '"$HERE/docker-down.sh" "$STATE/docker"; rm -rf "$STATE"' EXIT
-time_of() { local start=$SECONDS; "${@:2}"; echo "-- $1: $((SECONDS - start)) s"; }
+building=
+down() {
+  [ -z "$building" ] || kill -- "-$building" 2>/dev/null || true # a session of its own
+  "$HERE/k8s-down.sh" "$STATE/k8s"
+  "$HERE/docker-down.sh" "$STATE/docker"
+  rm -rf "$STATE"
+}
+trap down EXIT
+trap 'exit 130' INT TERM
+time_of() { # NAME COMMAND...
+  local start=$SECONDS code=0
+  "${@:2}" || code=$?
+  echo "-- $1: $((SECONDS - start)) s" >&2
+  return $code
+}
 chmod 755 "$STATE"
 time_of "Docker engine" "$HERE/docker-up.sh" "$STATE/docker"
 export DOCKER_HOST=unix://$STATE/docker/docker.sock
 time_of "base images" "$HERE/base-image.sh" "$(dirname "$PYTHON")/envfarm" | tee "$STATE/made"
 ENVFARM_IMAGES=$(grep ^/ "$STATE/made") # the same roots for bubblewrap, where backends are compared
 export ENVFARM_IMAGES
-time_of "tests" "$PYTHON" -m pytest -m docker "$@"
+
+no_cluster=
+[ -x /usr/lib/go-1.19/bin/go ] || command -v apt-get >/dev/null || no_cluster="there is no apt-get to get Kubernetes' source with"
+grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release || no_cluster=${no_cluster:-"Kubernetes is built from Debian bookworm's source package"}
+if [ -z "$no_cluster" ]; then
+  setsid "$HERE/k8s-build.sh" >"$STATE/binaries" 2>"$STATE/build.log" &
+  building=$!
+fi
+failed=0
+time_of "tests in containers" "$PYTHON" -m pytest -m docker "$@" || failed=$?
+if [ -n "$no_cluster" ]; then
+  echo "tests in pods skipped: $no_cluster"
+  exit $failed
+fi
+time_of "Kubernetes' binaries" wait $building || { tail -n 20 "$STATE/build.log"; exit 1; }
+building=
+time_of "cluster" "$HERE/k8s-up.sh" "$(cat "$STATE/binaries")" "$STATE/k8s" >"$STATE/cluster"
+KUBECONFIG=$(sed -n 's/^export KUBECONFIG=//p' "$STATE/cluster")
+export KUBECONFIG
+time_of "tests in pods" "$PYTHON" -m pytest -m kubernetes "$@" || failed=$?
+exit $failed

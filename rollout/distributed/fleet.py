@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import ray
 
-from envfarm.errors import CapabilityError, InfraError
+from envfarm.errors import CapabilityError, InfraError, first_failure
 from envfarm.spec import EnvSpec, Instance
 from rollout.build import ModelFolder
 from rollout.distributed.calls import ReplicaLost
@@ -69,7 +69,7 @@ class Fleet:
                     tasks.create_task(slot.start())
         except BaseExceptionGroup as failures:
             await self.close()
-            raise failures.exceptions[0] from None
+            raise first_failure(failures) from None
         except BaseException:
             await self.close()
             raise

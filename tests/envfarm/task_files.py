@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from envfarm.session import Session, Turn
 from envfarm.spec import EnvSpec, load_spec
+
+Opened = Callable[..., tuple[Session, Turn]]
+"""What the fixture `opened` gives: a spec and actions -> the session that played them, and its last turn."""
 
 
 def task_spec(

@@ -6,7 +6,7 @@ import pytest
 
 from envfarm.blocks import Output, Text
 from envfarm.box import ExecResult
-from envfarm.errors import SpecError, VerifierFault
+from envfarm.errors import InfraError, SpecError, VerifierFault
 from envfarm.session import local_session
 from envfarm.task.checks import relative
 from envfarm.task.env import TaskEnv
@@ -19,21 +19,9 @@ box = pytest.mark.box
 
 
 @pytest.fixture
-def play(tmp_path):
+def play(opened):
     """Play actions on a task; the last turn. Several calls share the folder's last spec."""
-    opened = []
-
-    def run(spec, *actions):
-        session = local_session(spec)
-        opened.append(session)
-        turn = session.reset(spec.instance("train", 0, {"set": {"size": [3, 3]}}))
-        for action in actions:
-            turn = session.step(action)
-        return turn
-
-    yield run
-    for session in opened:
-        session.close()
+    return lambda spec, *actions: opened(spec, *actions)[1]
 
 
 def reward(turn):
@@ -117,6 +105,12 @@ def test_files_and_setup_make_the_start_and_nothing_else_is_there(tmp_path, play
 def test_a_failing_setup_is_the_authors_error(tmp_path, play):
     with pytest.raises(SpecError, match=r"task\.setup failed \(exit 3\): oh"):
         play(task_spec(tmp_path, prompt="p", setup="echo oh; (exit 3)"))
+
+
+@box
+def test_a_setup_that_stands_still_is_the_machines_doing_and_run_again(tmp_path, play):
+    with pytest.raises(InfraError, match=r"task\.setup stood still"):
+        play(task_spec(tmp_path, prompt="p", setup="sleep 100", limits={"exec_timeout_s": 0.5}))
 
 
 # The checks.

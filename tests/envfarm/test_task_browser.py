@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envfarm.errors import VerifierFault
-from envfarm.session import Session, Turn, local_session
+from envfarm.session import Session, Turn
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.task.browser import MAX_SENT_BYTES
 from envfarm.task.forms import sent_forms, sent_line
 from envfarm.testing.check_env import check_env
-from tests.envfarm.task_files import task_spec
+from tests.envfarm.task_files import Opened, task_spec
 
 pytestmark = pytest.mark.box
 DESK = Path(__file__).parent / "toys" / "desk" / "desk.yaml"
@@ -26,30 +25,11 @@ FILES = {
     "/task/site/large.txt": "x" * 40_000,
 }
 SOLUTION = "open /\nclick Form\ntype size {{ size }}\nsend"
-Opened = Callable[..., tuple[Session, Turn]]
 
 
 def spec_of(folder: Path, **task: Any) -> EnvSpec:
     keys = {"tools": [{"browser": {"site": "/task/site"}}], "files": FILES, "solution": SOLUTION}
     return task_spec(folder, prompt="p", limits={"turns": 30}, **{**keys, **task})
-
-
-@pytest.fixture
-def opened() -> Iterator[Opened]:
-    """A session that played the actions, and its last turn."""
-    sessions: list[Session] = []
-
-    def play(spec: EnvSpec, *actions: str) -> tuple[Session, Turn]:
-        session = local_session(spec)
-        sessions.append(session)
-        turn = session.reset(spec.instance("train", 0, {"set": {"size": [3, 3]}}))
-        for action in actions:
-            turn = session.step(action)
-        return session, turn
-
-    yield play
-    for session in sessions:
-        session.close()
 
 
 def finish(session: Session) -> Turn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +9,23 @@ import pytest
 
 from envfarm.blocks import Table, Text
 from envfarm.errors import SpecError, VerifierFault
-from envfarm.session import Session, Turn, local_session
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.task.database import Result
 from envfarm.task.env import TaskEnv
 from envfarm.task.sql import shown
 from envfarm.testing.check_env import check_env
 from envfarm.tools import ToolCall
-from tests.envfarm.task_files import task_spec
+from tests.envfarm.task_files import Opened, task_spec
 
 pytestmark = pytest.mark.box
 ORDERS = Path(__file__).parent / "toys" / "orders" / "orders.yaml"
 CREATE = "CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT); INSERT INTO t VALUES (1, 'one'), ({{ size + 10 }}, 'size');"
 FOREVER = "sql WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"
-Opened = Callable[..., tuple[Session, Turn]]
 
 
 def spec_of(folder: Path, **task: Any) -> EnvSpec:
     keys = {"tools": [{"sql": {"database": "/task/shop.db", "create": CREATE}}], "solution": "sql DELETE FROM t WHERE a = 1"}
     return task_spec(folder, prompt="p", limits={"turns": 12}, **{**keys, **task})
-
-
-@pytest.fixture
-def opened() -> Iterator[Opened]:
-    """A session that played the actions, and its last turn."""
-    sessions: list[Session] = []
-
-    def play(spec: EnvSpec, *actions: str | ToolCall) -> tuple[Session, Turn]:
-        session = local_session(spec)
-        sessions.append(session)
-        turn = session.reset(spec.instance("train", 0, {"set": {"size": [3, 3]}}))
-        for action in actions:
-            turn = session.step(action)
-        return session, turn
-
-    yield play
-    for session in sessions:
-        session.close()
 
 
 def test_an_environment_of_yaml_alone_passes_the_conformance_suite() -> None:

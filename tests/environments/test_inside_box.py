@@ -32,7 +32,7 @@ task:
   artifacts: [/task/answer.txt]
   check: {same_as_solution: [/task/answer.txt]}
 sandbox: {box: true, image: envfarm/python, memory: 256MiB}
-limits: {turns: 40}
+limits: {turns: 40, exec_cpu_s: 60, exec_timeout_s: 200}
 """
 SEARCHED = "/bin /etc /home /lib /lib64 /mnt /opt /root /run /sbin /srv /task /tmp /usr/local /var"
 

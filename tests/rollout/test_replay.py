@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from envfarm.blocks import Output, Text
-from envfarm.errors import EnvironmentFault
+from envfarm.errors import BoxDied, EnvironmentFault, InfraError
 from envfarm.session import LocalSession, Turn
 from envfarm.tools import tool
 from rollout.inprocess import LocalAsyncSession
 from rollout.policies import EnginePolicy, ScriptedPolicy
 from rollout.renderers.compact import CompactRenderer
-from rollout.replay import ReplayReport, masked, replay_all
+from rollout.replay import ATTEMPTS, ReplayReport, masked, replay_all
 from rollout.types import Episode, PolicyVersion, RewardEntry, SamplingParams, StopReason
 from tests.rollout.scenes import COUNT, NIM, SPECS, CharTokenizer, Count, HashEngine, local_pool, make_session
 from tests.rollout.test_episode import play
@@ -105,6 +105,28 @@ def test_an_environment_that_now_fails_is_a_difference() -> None:
 
     report = replay(EPISODES[1], make=lambda env_id: Failing(SPECS[env_id], Count(COUNT)))
     assert "it broke" in report.differences[0].replayed
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_box_that_dies_says_nothing_about_the_episode_which_is_replayed_again(times: int) -> None:
+    left = times
+
+    class Dying(LocalSession):
+        def step(self, action: Any) -> Turn:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise BoxDied("the box is gone")
+            return super().step(action)
+
+    def again() -> ReplayReport:
+        return replay(EPISODES[1], make=lambda env_id: Dying(SPECS[env_id], Count(COUNT)))
+
+    if times < ATTEMPTS:
+        assert again().same
+    else:
+        with pytest.raises(InfraError, match=f"episode {EPISODES[1].id} could not be replayed: the box is gone"):
+            again()
 
 
 class Clock(Count):

@@ -3,7 +3,7 @@
     service = tinker.ServiceClient()
     training = service.create_lora_training_client(base_model="Qwen/Qwen3-8B", rank=32)
     engine = TinkerEngine({"learner": training.save_weights_and_get_sampling_client()})
-    policy = EnginePolicy(engine.version("learner"), engine, renderer_of(training.get_tokenizer()))
+    policy = EnginePolicy(engine.version("learner"), engine, renderer_of(training.get_tokenizer()))  # `.tokenizers`
 
 An engine like any other: token ids in, sampled ids and logprobs out. New weights are a new sampling client, which
 `Rollouts.publish(next_version(policy), client)` puts in its place. Rows become datums by `rollout.export.tinker.datums_of`.
@@ -12,20 +12,16 @@ The loop around it is docs/trainers/tinker.md.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from envfarm.errors import CapabilityError, InfraError, UnknownIdError, UserError, did_you_mean
-from rollout.build import make_renderer
+from envfarm.errors import CapabilityError, InfraError
 from rollout.engines.base import Capabilities, Generation
+from rollout.engines.checks import served
 from rollout.export.base import package
 from rollout.policies import EnginePolicy
-from rollout.renderers.base import Renderer
-from rollout.tokenizers import FILE, HFTokenizer
 from rollout.types import PolicyVersion, SamplingParams
 
 
@@ -47,10 +43,7 @@ class TinkerEngine:
 
     def version(self, policy: str) -> PolicyVersion:
         """What `policy` is served with now. Raises: UnknownIdError."""
-        if policy not in self._versions:
-            known = ", ".join(self._versions)
-            raise UnknownIdError(f"no policy {policy!r} in the engine{did_you_mean(policy, self._versions)}; it has: {known}")
-        return self._versions[policy]
+        return served(policy, self._versions)
 
     async def generate(self, prompt_ids: list[int], params: SamplingParams, *, policy: str, session: str = "") -> Generation:
         """Raises: InfraError where the service fails, CapabilityError where it leaves out logprobs."""
@@ -82,13 +75,3 @@ class TinkerEngine:
 def next_version(policy: EnginePolicy) -> PolicyVersion:
     """The name of the weights that come after those that act now."""
     return msgspec.structs.replace(policy.version, number=policy.version.number + 1)
-
-
-def renderer_of(tokenizer: Any, name: str = "chatml") -> Renderer:
-    """Our renderer over a training client's tokenizer. Raises: UserError for one without a `tokenizer.json`."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(f"{type(tokenizer).__name__} is a slow tokenizer; a fast one (tokenizer.json) is needed for exact ids")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / FILE).write_text(backend.to_str(), encoding="utf-8")
-        return make_renderer(name, HFTokenizer(folder))

@@ -17,16 +17,13 @@ is played again, at most `attempts` times in all; then the run stops with the re
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from envfarm.errors import CapabilityError, RunHaltedError, UserError
 from envfarm.spec import EnvSpec, Instance
-from rollout.build import make_renderer
 from rollout.engines.base import Capabilities, Generation
 from rollout.episode import Terms
 from rollout.export.verl import split_row
@@ -36,11 +33,11 @@ from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
 from rollout.renderers.base import Renderer
 from rollout.rows import rows_of
 from rollout.scheduler import blank_episode
-from rollout.tokenizers import FILE, HFTokenizer
 from rollout.types import Episode, PolicyVersion, SamplingParams
 from trainer.adapters.instances import one_seat, read_instance, spec_named
 from trainer.adapters.requirements import importing
 from trainer.adapters.sessions import RemoteSession, shared_sessions
+from trainer.adapters.tokenizers import renderer_of
 
 with importing("verl", install="pip install 'envfarm[verl]'"):
     from verl.experimental.agent_loop.agent_loop import (
@@ -212,15 +209,8 @@ _RENDERERS: WeakKeyDictionary[Any, dict[str, Renderer]] = WeakKeyDictionary()
 
 
 def renderer_for(tokenizer: Any, name: str) -> Renderer:
-    """Our renderer over a Hugging Face tokenizer, made once per tokenizer. Raises: UserError for a slow tokenizer."""
+    """`renderer_of`, made once per tokenizer."""
     made = _RENDERERS.setdefault(tokenizer, {})
     if name not in made:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError(
-                f"{type(tokenizer).__name__} is a slow tokenizer; a fast one (tokenizer.json) is needed for exact ids"
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / FILE).write_text(backend.to_str(), encoding="utf-8")
-            made[name] = make_renderer(name, HFTokenizer(folder))
+        made[name] = renderer_of(tokenizer, name)
     return made[name]

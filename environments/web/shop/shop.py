@@ -17,6 +17,7 @@ from envfarm.tools import Action, ToolCall, tool
 from envfarm.web.browser import Browser, BrowserError, field_text
 from envfarm.web.page import FormField
 from envfarm.web.server import PrivateServer
+from envfarm.web.tools import BrowserTools
 
 from .catalogue import MATERIALS, PEOPLE, SIZES, STREETS, Line, Wish, seek, stock
 from .expert import next_action
@@ -28,7 +29,7 @@ LEAST_REWARD = 0.6
 FORM_TOOLS = ("type", "select", "submit")
 
 
-class ShopVisit(Env):
+class ShopVisit(BrowserTools, Env):
     forkable = True
 
     def start(self) -> list[Block]:
@@ -49,48 +50,11 @@ class ShopVisit(Env):
         return [Text(self.wish.words, exact=True), *self.browser.show()]
 
     @tool
-    def open(self, url: str) -> list[Block]:
-        """Go to an address of this site.
-
-        url: the address, / is the front page
-        """
-        return self._acted(lambda: self.browser.open(url))
-
-    @tool
-    def click(self, link: str) -> list[Block]:
-        """Follow a link or press a button.
-
-        link: its number or its words
-        """
-        return self._acted(lambda: self.browser.click(link))
-
-    @tool
-    def type(self, field: str, text: str) -> list[Block]:
-        """Fill in a text field.
-
-        field: name of the field
-        text: what to write
-        """
-        return self._acted(lambda: self.browser.type(field, text))
-
-    @tool
-    def select(self, field: str, option: str) -> list[Block]:
-        """Choose an option of a field.
-
-        field: name of the field
-        option: one of its options
-        """
-        return self._acted(lambda: self.browser.select(field, option))
-
-    @tool
     def submit(self) -> list[Block]:
         """Send the form that was filled in last."""
-        return self._acted(self.browser.submit)
+        return self.acted(self.browser.submit)
 
-    @tool
-    def back(self) -> list[Block]:
-        """Return to the page before."""
-        return self._acted(self.browser.back)
+    back = BrowserTools.back
 
     def oracle(self) -> Action:
         return next_action(self.browser, self.shop, self.wish)
@@ -162,7 +126,7 @@ class ShopVisit(Env):
                 return count
         raise AssertionError("the oracle does not get to order")
 
-    def _acted(self, action: Callable[[], FormField | None]) -> list[Block]:
+    def acted(self, action: Callable[[], FormField | None]) -> list[Block]:
         """One action of the budget: what the browser shows now, unless it is over."""
         self.used += 1
         problem, field = None, None

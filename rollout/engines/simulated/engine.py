@@ -18,8 +18,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from envfarm.errors import InfraError, UnknownIdError, did_you_mean
+from envfarm.errors import InfraError
 from rollout.engines.base import Capabilities, Generation
+from rollout.engines.checks import served
 from rollout.engines.simulated.models import Faults, Latency, LengthModel, Lengths
 from rollout.engines.simulated.request import Request, request_of, spans_of
 from rollout.types import PolicyVersion, SamplingParams
@@ -108,9 +109,7 @@ class SimulatedEngine:
         self._history[version.policy] = [(0, version)]
 
     def version(self, policy: str) -> PolicyVersion:
-        if policy not in self._history:
-            raise UnknownIdError(f"no policy {policy!r} in the engine{did_you_mean(policy, self._history)}")
-        return self._history[policy][-1][1]
+        return served(policy, self._history)[-1][1]
 
     @property
     def alive(self) -> bool:

@@ -14,24 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envfarm.errors import InfraError, UnknownIdError, UserError, did_you_mean
+from envfarm.errors import UserError
 from rollout.engines.base import Capabilities, Generation
+from rollout.engines.checks import check_new, check_prompt, check_scored, served
 from rollout.engines.torch.batching import LaneRunner
 from rollout.engines.torch.checkpoint import checksum, load_config, load_state, read_config
 from rollout.engines.torch.config import ModelConfig, unsupported
 from rollout.engines.torch.model import Decoder
 from rollout.engines.torch.probe import batch_invariant
 from rollout.engines.torch.request import Request, Runner
+from rollout.engines.torch.thread import EngineThread
 from rollout.types import PolicyVersion, SamplingParams
 
 Model = Decoder | str | Path
@@ -72,37 +72,27 @@ class TorchEngine:
         self._models, self._versions = dict(models), dict(versions or {})
         self._threads, self._max_in_flight, self._context = threads, max_in_flight, context
         self._runners: dict[str, Runner] = {}
-        self._wake = threading.Condition()
-        self._inbox: list[Callable[[], None]] = []
-        self._closing = False
-        self._thread: threading.Thread | None = None
-        self._pending: set[asyncio.Future[Any]] = set()
-        self._died: BaseException | None = None
+        self._thread = EngineThread(self._step, lambda: any(r.busy() for r in self._runners.values()))
         self.capabilities = Capabilities(token_ids=True, logprobs=True, seeds=True, versions=True)
 
     async def start(self) -> None:
         """Load the models, measure what can be promised, start the thread. Idempotent."""
-        if self._thread is not None:
+        if self._thread.started:
             return
         for policy, model in self._models.items():
             self._runners[policy] = self._build(policy, model)
         self._declare()
-        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
-        self._thread.start()
+        self._thread.start(self._cores(max(r.weight_count for r in self._runners.values())))
 
     async def generate(self, prompt_ids: list[int], params: SamplingParams, *, policy: str, session: str = "") -> Generation:
         runner = self._runner(policy)
-        if not 0 < len(prompt_ids) < runner.context:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens does not fit a context of {runner.context}")
-        if params.max_tokens < 1:
-            raise ValueError(f"sampling.max_tokens is {params.max_tokens}; at least 1 was expected")
-        _check_ids([*prompt_ids, *params.stop_ids], runner)
-        request = Request(np.array(prompt_ids, dtype=np.int64), params, session, self._promise())
-        self._post(lambda: runner.submit(request))
+        check_prompt(prompt_ids, params, context=runner.context, vocab=runner.vocab)
+        request = Request(np.array(prompt_ids, dtype=np.int64), params, session, self._thread.promise())
+        self._thread.post(lambda: runner.submit(request))
         try:
             return await request.future
         except asyncio.CancelledError:
-            self._post(lambda: runner.cancel(request))
+            self._thread.post(lambda: runner.cancel(request))
             raise
 
     async def score(self, token_ids: list[int], *, policy: str) -> list[float]:
@@ -111,10 +101,8 @@ class TorchEngine:
         Raises: ValueError where they do not fit the context.
         """
         runner = self._runner(policy)
-        if not 1 < len(token_ids) <= runner.context:
-            raise ValueError(f"{len(token_ids)} tokens cannot be scored in a context of {runner.context}")
-        _check_ids(token_ids, runner)
-        return await self._call(lambda: runner.score(token_ids))
+        check_scored(token_ids, most=runner.context, vocab=runner.vocab)
+        return await self._thread.call(lambda: runner.score(token_ids))
 
     async def update_weights(self, version: PolicyVersion, state: Mapping[str, Tensor]) -> None:
         """Serve `version.policy` with `state` (a state dict; copied before this returns) from the next token on.
@@ -127,15 +115,14 @@ class TorchEngine:
             _verify(version, state)
             runner.update(version, state)
 
-        await self._call(update)
+        await self._thread.call(update)
 
     async def add_policy(self, version: PolicyVersion, model: Model) -> None:
         """Serve one more policy (an older version of the learner, say). Raises: ValueError where its name is taken."""
-        if version.policy in self._runners:
-            raise ValueError(f"the engine has a policy {version.policy!r} already; use update_weights")
+        check_new(version.policy, self._runners)
         self._versions[version.policy] = version
         runner = self._build(version.policy, model)
-        await self._call(lambda: self._runners.__setitem__(version.policy, runner))
+        await self._thread.call(lambda: self._runners.__setitem__(version.policy, runner))
         self._declare()
 
     def version(self, policy: str) -> PolicyVersion:
@@ -143,13 +130,7 @@ class TorchEngine:
         return self._runner(policy).version
 
     async def close(self) -> None:
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-        for future in list(self._pending):
-            _settle(future, InfraError("the engine was closed"))
+        await self._thread.close()
         self._runners.clear()
 
     def _declare(self) -> None:
@@ -199,66 +180,12 @@ class TorchEngine:
         return self._context
 
     def _runner(self, policy: str) -> Runner:
-        if self._thread is None or self._closing or self._died is not None:
-            raise InfraError("the engine is not running" + (f": {self._died!r}" if self._died else ""))
-        if policy not in self._runners:
-            known = ", ".join(self._runners)
-            raise UnknownIdError(f"no policy {policy!r} in the engine{did_you_mean(policy, self._runners)}; it has: {known}")
-        return self._runners[policy]
+        self._thread.check()
+        return served(policy, self._runners)
 
-    def _promise(self) -> asyncio.Future[Any]:
-        """A future that is settled even if the engine dies or is closed."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
-        return future
-
-    def _post(self, command: Callable[[], None]) -> None:
-        with self._wake:
-            self._inbox.append(command)
-            self._wake.notify()
-
-    async def _call(self, function: Callable[[], Any]) -> Any:
-        """Run `function` in the engine's thread, between two steps; its result or exception."""
-        future = self._promise()
-
-        def command() -> None:
-            try:
-                result = function()
-            except ValueError as e:
-                result = e
-            future.get_loop().call_soon_threadsafe(_settle, future, result)
-
-        self._post(command)
-        return await future
-
-    def _run(self) -> None:
-        torch.set_num_threads(self._cores(max(r.weight_count for r in self._runners.values())))
-        try:
-            with torch.inference_mode():
-                while self._turn():
-                    pass
-        except BaseException as e:  # the thread's boundary: every caller hears of it, whatever it was
-            self._died = e
-            for future in list(self._pending):
-                error = InfraError(f"the engine died: {e!r}")
-                error.__cause__ = e
-                future.get_loop().call_soon_threadsafe(_settle, future, error)
-
-    def _turn(self) -> bool:
-        """One turn of the thread; False once closed."""
-        with self._wake:
-            while not self._inbox and not self._closing and not any(r.busy() for r in self._runners.values()):
-                self._wake.wait()
-            if self._closing:
-                return False
-            commands, self._inbox = self._inbox, []
-        for command in commands:
-            command()
-        finished = [item for r in list(self._runners.values()) if r.busy() for item in r.step()]
-        for loop in {request.future.get_loop() for request, _ in finished}:
-            loop.call_soon_threadsafe(_settle_all, [i for i in finished if i[0].future.get_loop() is loop])
-        return True
+    def _step(self) -> list[tuple[Request, Generation]]:
+        """One token for each request of every busy policy; those that are finished."""
+        return [item for r in list(self._runners.values()) if r.busy() for item in r.step()]
 
 
 @contextlib.contextmanager
@@ -275,25 +202,3 @@ def _verify(version: PolicyVersion, state: Mapping[str, Tensor]) -> None:
     """Raises: ValueError where the version names other weights. One without a checksum names none."""
     if version.checksum and version.checksum != (found := checksum(state)):
         raise ValueError(f"the weights have checksum {found[:12]}, but {version} is {version.checksum[:12]}")
-
-
-def _check_ids(ids: list[int], runner: Runner) -> None:
-    """Raises: ValueError on ids outside the vocabulary, which would take the whole engine down."""
-    if min(ids) < 0 or max(ids) >= runner.vocab:
-        wrong = next(i for i in ids if not 0 <= i < runner.vocab)
-        raise ValueError(f"token id {wrong} is outside the model's vocabulary of {runner.vocab}")
-
-
-def _settle_all(finished: list[tuple[Request, Generation]]) -> None:
-    for request, generation in finished:
-        _settle(request.future, generation)
-
-
-def _settle(future: asyncio.Future[Any], result: Any) -> None:
-    """Give a future its result or exception, unless its caller has gone."""
-    if future.done():
-        return
-    if isinstance(result, BaseException):
-        future.set_exception(result)
-    else:
-        future.set_result(result)

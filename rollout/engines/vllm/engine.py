@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from envfarm.errors import UnknownIdError, UserError, did_you_mean
+from envfarm.errors import UserError
 from rollout.engines.base import Adapter, Capabilities, Generation, Probe
+from rollout.engines.checks import check_new, check_prompt, check_scored, served
 from rollout.engines.vllm.inprocess import LocalReplica
 from rollout.engines.vllm.replica import Replica
 from rollout.engines.vllm.served import ServedPolicy
@@ -75,29 +76,23 @@ class VLLMEngine:
             raise
 
     async def generate(self, prompt_ids: list[int], params: SamplingParams, *, policy: str, session: str = "") -> Generation:
-        served = self._served(policy)
-        if not 0 < len(prompt_ids) < served.context:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens does not fit a context of {served.context}")
-        if params.max_tokens < 1:
-            raise ValueError(f"sampling.max_tokens is {params.max_tokens}; at least 1 was expected")
-        _check_ids([*prompt_ids, *params.stop_ids], served)
-        most = served.context - len(prompt_ids)
+        serving = self._served(policy)
+        check_prompt(prompt_ids, params, context=serving.context, vocab=serving.vocab)
+        most = serving.context - len(prompt_ids)
         if params.max_tokens > most:
             params = SamplingParams(
                 temperature=params.temperature, top_p=params.top_p, max_tokens=most, stop_ids=params.stop_ids, seed=params.seed
             )
-        return await served.generate(prompt_ids, params)
+        return await serving.generate(prompt_ids, params)
 
     async def score(self, token_ids: list[int], *, policy: str) -> list[float]:
         """Teacher-forced logprobs of `token_ids[1:]` at temperature 1 under `policy`'s current weights.
 
         Raises: ValueError where they do not fit the context.
         """
-        served = self._served(policy)
-        if not 1 < len(token_ids) < served.context:
-            raise ValueError(f"{len(token_ids)} tokens cannot be scored in a context of {served.context}")
-        _check_ids(token_ids, served)
-        return await served.score(token_ids)
+        serving = self._served(policy)
+        check_scored(token_ids, most=serving.context - 1, vocab=serving.vocab)
+        return await serving.score(token_ids)
 
     async def update_weights(
         self, version: PolicyVersion, state: Mapping[str, Any] | Adapter, *, probe: Probe | None = None
@@ -107,8 +102,7 @@ class VLLMEngine:
 
     async def add_policy(self, version: PolicyVersion, model: str | Path) -> None:
         """One more vLLM. Raises: ValueError where its name is taken."""
-        if version.policy in self._policies:
-            raise ValueError(f"the engine has a policy {version.policy!r} already; use update_weights")
+        check_new(version.policy, self._policies)
         if self._base_url is not None:
             raise UserError(f"policy {version.policy!r}: the server at {self._base_url} serves one policy; leave `base_url` out")
         policy = self._policy(Path(model), version)
@@ -151,14 +145,4 @@ class VLLMEngine:
         self.capabilities = replace(self.capabilities, context=min(p.context for p in self._policies.values()))
 
     def _served(self, policy: str) -> ServedPolicy:
-        if policy not in self._policies:
-            known = ", ".join(self._policies)
-            raise UnknownIdError(f"no policy {policy!r} in the engine{did_you_mean(policy, self._policies)}; it has: {known}")
-        return self._policies[policy]
-
-
-def _check_ids(ids: list[int], served: ServedPolicy) -> None:
-    """Raises: ValueError on ids outside the vocabulary."""
-    if min(ids) < 0 or max(ids) >= served.vocab:
-        wrong = next(i for i in ids if not 0 <= i < served.vocab)
-        raise ValueError(f"token id {wrong} is outside the model's vocabulary of {served.vocab}")
+        return served(policy, self._policies)

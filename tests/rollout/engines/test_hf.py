@@ -71,10 +71,10 @@ def test_weights_are_replaced_in_flight(tie: bool, tmp_path: Path) -> None:
         engine = TorchEngine({"llama": tmp_path})
         await engine.start()
         reached, gate = threading.Event(), threading.Event()
-        with engine._wake:  # the engine's thread finds both at once: it takes the request in, and stops at the gate
+        with engine._thread._wake:  # the engine's thread finds both at once: it takes the request in, and stops at the gate
             task = asyncio.create_task(engine.generate([1, 2, 3], SamplingParams(max_tokens=200, seed=4), policy="llama"))
             await asyncio.sleep(0)
-            engine._post(lambda: reached.set() or gate.wait())  # type: ignore[func-returns-value]
+            engine._thread.post(lambda: reached.set() or gate.wait())  # type: ignore[func-returns-value]
         await asyncio.to_thread(reached.wait)
         update = asyncio.create_task(engine.update_weights(PolicyVersion(policy="llama", number=1), new.state_dict()))
         await asyncio.sleep(0)  # the update waits behind the gate: one token of the old weights, the others of the new

@@ -31,7 +31,7 @@ def serve(work: Callable[[SimulatedServer, ServerReplica], Awaitable[None]], tmp
 
     async def main() -> None:
         engine = served_engine(lengths=lengths, latency=QUICK, **more)
-        async with SimulatedServer(engine) as server, asyncio.timeout(120):
+        async with SimulatedServer(engine) as server, asyncio.timeout(600):
             replica = ServerReplica(Settings(tmp_path), base_url=server.url)
             try:
                 await replica.start()

@@ -12,6 +12,7 @@ import msgspec
 from envfarm.registry import default_registry
 from envfarm.session import local_session
 from envfarm.spec import EnvSpec
+from rollout.export.base import Played, played
 from rollout.inprocess import LocalPool
 from rollout.plan import GroupRequest, RunPlan
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
@@ -62,6 +63,10 @@ def play(path: Path, policy: Policy, *, groups: int, size: int, stage: str = "on
     with Store.open_or_create(path) as store:
         asyncio.run(go(store))
     return path
+
+
+def groups_of(path: Path) -> list[Played]:
+    return list(played(Store.open(path).episodes()))
 
 
 def with_a_failure(source: Path, path: Path) -> Path:

@@ -11,10 +11,10 @@ import pytest
 
 from envfarm.errors import MissingDependencyError, StoreError, UserError
 from rollout.export import EXPORTERS, export, exporter
-from rollout.export.base import Played, Totals, package, played, totals
+from rollout.export.base import Totals, package, played, totals
 from rollout.export.jsonl import Jsonl
 from rollout.store import Store
-from tests.rollout.export.stores import chatty, oracle, play, with_a_failure
+from tests.rollout.export.stores import chatty, groups_of, oracle, play, with_a_failure
 
 PARTIAL = {"trl-dpo"}
 """Formats that keep some rows only: pairs need a better and a worse one."""
@@ -41,10 +41,6 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return play(tmp_path_factory.mktemp("logs") / "store", oracle(0.4), groups=4, size=3, stage="logs")
-
-
-def groups_of(store: Path) -> list[Played]:
-    return list(played(Store.open(store).episodes()))
 
 
 def same(found: Totals, expected: Totals) -> bool:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from rollout.export import export, exporter
-from rollout.export.base import Played, played
+from rollout.export.base import Played
 from rollout.export.replies import pairs, replies_of, row_replies, spoken
 from rollout.export.trl import IGNORED, read
 from rollout.store import Store
 from rollout.types import Episode
-from tests.rollout.export.stores import TOKENIZER, chatty, oracle, play, with_a_failure
+from tests.rollout.export.stores import TOKENIZER, chatty, groups_of, oracle, play, with_a_failure
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return play(tmp_path_factory.mktemp("trl") / "logs", oracle(0.5), groups=6, size=6, stage="logs")
-
-
-def groups_of(path: Path) -> list[Played]:
-    return list(played(Store.open(path).episodes()))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

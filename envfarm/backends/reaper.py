@@ -1,9 +1,8 @@
-"""The second process of a Docker backend: removes its owner's containers when the owner is gone, and those past their deadline.
+"""The second process of a backend whose boxes are not its children: see `owners`.
 
-Started by the backend as `python -m envfarm.backends.docker_reaper OWNER PID` in a session of its own, so that neither Ctrl-C nor
-`kill -9` of the owner ends it. It knows of the owner's end by the pipe on its standard input and by its parent's number, as a
-forked child may still hold the pipe. It ends when the owner has and nothing of its is left. Where both are killed, the reaper
-of the next backend on that engine finds the containers by their labels.
+It knows of the owner's end by the pipe on its standard input and by its parent's number, as a forked child may still hold the
+pipe. It ends when the owner has and nothing of its is left. Where both are killed, the reaper of the next backend on that engine
+or cluster finds the boxes by their labels.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ import os
 import select
 import sys
 import time
-
-from envfarm.backends.docker import remove_left_over
+from collections.abc import Callable
+from importlib import import_module
 
 _LOOK_S = 2.0
 _DEADLINES_S = 30.0
@@ -21,7 +20,8 @@ _PATIENCE_S = 900.0
 """How long an engine that does not answer is waited for."""
 
 
-def main(owner: str, parent: int) -> None:
+def main(remove_left_over: Callable[[str | None], int], owner: str, parent: int) -> None:
+    """`remove_left_over(owner)` says how many boxes it found, -1 where nobody answers."""
     looked = float("-inf")
     while os.getppid() == parent and not _closed(_LOOK_S):
         if time.monotonic() - looked > _DEADLINES_S:
@@ -38,4 +38,4 @@ def _closed(timeout_s: float) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(import_module(sys.argv[1]).remove_left_over, sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,1 @@
+"""`openenv:` - an OpenEnv server of anybody's as an environment of ours. The other way round is `envfarm serve`."""
