@@ -45,6 +45,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     network: Literal["none", "loopback"] = "none"
     exec_cpu_s: float = 5.0  # CPU seconds of one command and its children
     exec_timeout_s: float = 20.0  # wall-clock seconds of one command
+    lifetime_s: float = 300.0  # at least this long it may live; what outlives its owner is removed some time later
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -114,6 +114,9 @@ class Limits(Part, frozen=True, kw_only=True):
 class Sandbox(Part, frozen=True, kw_only=True):
     box: bool = False
     image: str = "envfarm/base"
+    """A name; with its digest where it is built."""
+    build: str | None = None
+    """The folder that the image is built from, relative to the YAML's; no part of the hash, as the digest is."""
     cpu: float = 1.0
     memory_bytes: int = 512 << 20
     pids: int = 64
@@ -124,6 +127,7 @@ class Sandbox(Part, frozen=True, kw_only=True):
         return BoxSpec(
             image=self.image, cpu=self.cpu, memory_bytes=self.memory_bytes, pids=self.pids, disk_bytes=self.disk_bytes,
             network=self.network, exec_cpu_s=limits.exec_cpu_s, exec_timeout_s=limits.exec_timeout_s,
+            lifetime_s=limits.episode_timeout_s,
         )  # fmt: skip
 
 

@@ -132,9 +132,14 @@ class TaskFile(FileModel):
     check: CheckFile
 
 
+class ImageFile(FileModel):
+    build: str
+    """A folder with a Dockerfile of the subset that `envfarm.images.recipe` reads."""
+
+
 class SandboxFile(FileModel):
     box: bool = False
-    image: str = "envfarm/base"
+    image: str | ImageFile = "envfarm/base"
     cpu: float = Field(default=1.0, gt=0)
     memory: Size = 512 << 20
     pids: int = Field(default=64, ge=1)

@@ -29,7 +29,6 @@ def load(path: str | Path) -> EnvSpec:
 
 
 _UNBUILT: dict[tuple[str, ...], tuple[Any, str]] = {
-    ("sandbox", "image"): (dict, "building images is not implemented yet; name an image"),
     ("sandbox", "network"): ("allowlist", "`allowlist` is not implemented yet; use none or loopback"),
     ("reward", "verify"): (("runner_fresh", "runner_shared"), "the task's own runner is not implemented yet; use outputs"),
 }
@@ -66,6 +65,7 @@ class SpecReader(Reader):
         instances = self._instances()
         task = TaskReader(self.source, self.folder).read(file.task, box=file.sandbox.box) if file.task is not None else None
         self._requirements()
+        image, build = self._image()
         made = EnvSpec(
             id=file.id, title=file.title, tags=tuple(file.tags), kind=kind, entry=entry, task=task,
             requires=tuple(file.requires), axes=axes, instances=instances, perturb=self._channels(),
@@ -73,7 +73,7 @@ class SpecReader(Reader):
             splits=SplitReader(self.source, self.folder).read(file.splits, axes, instances),
             roles={name: Role(title=role.title) for name, role in file.roles.items()} or {"agent": Role()},
             sandbox=Sandbox(
-                box=file.sandbox.box, image=file.sandbox.image, cpu=file.sandbox.cpu, memory_bytes=file.sandbox.memory,
+                box=file.sandbox.box, image=image, build=build, cpu=file.sandbox.cpu, memory_bytes=file.sandbox.memory,
                 pids=file.sandbox.pids, disk_bytes=file.sandbox.disk, network=file.sandbox.network,
             ),
             limits=Limits(**file.limits.model_dump()), reward=self._reward(), isolation=file.isolation,
@@ -98,6 +98,20 @@ class SpecReader(Reader):
         if module.endswith(".py"):
             self.existing(module.removeprefix("./"), "entry")
         return "entry", entry
+
+    def _image(self) -> tuple[str, str | None]:
+        """The image's name, and the folder that it is built from."""
+        from envfarm.images.recipe import FILE, name_of, read
+
+        image = self.file.sandbox.image
+        if isinstance(image, str):
+            return image, None
+        folder, path = self.folder / image.build, ("sandbox", "image", "build")
+        if not folder.resolve().is_relative_to(self.folder.resolve()):
+            raise self.fail(f"expected a folder beside this file or below, found {image.build!r}", *path)
+        if not (folder / FILE).is_file():
+            raise self.fail(f"there is no {FILE} in {folder}", *path)
+        return read(folder, name_of(self.file.id)).tag, image.build
 
     def _openenv(self, url: str) -> str:
         from envfarm.openenv.address import problem
@@ -183,4 +197,5 @@ def spec_hash(spec: EnvSpec) -> str:
     meaning = msgspec.to_builtins(spec)
     for outside in ("path", "hash"):
         meaning.pop(outside)
+    meaning["sandbox"].pop("build")
     return stable_hash(meaning)

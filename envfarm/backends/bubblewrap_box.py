@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
-import secrets
 import socket
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 
-from envfarm.backends import rootfs, shell_loop
+from envfarm.backends import rootfs
 from envfarm.backends.files import Tree
 from envfarm.backends.limits import Meter
+from envfarm.backends.live_box import SNAPSHOT_BYTES, LiveBox
 from envfarm.backends.shell import Shell
 from envfarm.backends.tarball import pack, unpack
 from envfarm.backends.watch import Watch
 from envfarm.box import WORKDIR, BoxSpec, Entry, ExecResult, Snapshot
 from envfarm.errors import BoxDied, InfraError
 
-SNAPSHOT_BYTES = 64 << 20
 _STOP_S = 5.0
 
 
-class BubblewrapBox:
+class BubblewrapBox(LiveBox):
     """See `envfarm.box.Box`. Owns what it is given from its construction on: `stop` frees it all."""
 
     def __init__(
@@ -38,14 +37,12 @@ class BubblewrapBox:
         watch: Watch,
         on_stop: Callable[[BubblewrapBox], None],
     ):
-        self.id = box_id
-        self.spec = spec
+        super().__init__(box_id, spec)
         self._process, self._control, self._output, self._meter = process, control, output, meter
         self._shell = Shell(spec, control, *output, meter, watch)
         self._on_stop = on_stop
         self._trees: dict[str, Tree] = {}
         self._first_process = -1  # pidfd of process 1: it ends last
-        self._stopping: asyncio.Task[None] | None = None
         self.said = ""  # bwrap's complaint, where the box did not come up
 
     async def up(self) -> None:
@@ -59,11 +56,6 @@ class BubblewrapBox:
         except (BoxDied, ProcessLookupError, FileNotFoundError) as error:
             self.said = self._shell.said()
             raise InfraError(f"box {self.id} did not come up: {error}") from None
-
-    async def stop(self) -> None:
-        if self._stopping is None:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop())
-        await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         """Process 1 dies with bwrap's monitor, and with process 1 everything in its namespace."""
@@ -84,14 +76,16 @@ class BubblewrapBox:
     async def exec(self, command: str, *, stdin: bytes = b"", timeout_s: float | None = None) -> ExecResult:
         if not stdin:
             return await self._shell.run(command, "/dev/null", timeout_s)
+        async with self._dropped(stdin) as path:
+            return await self._shell.run(command, path, timeout_s)
+
+    async def _put(self, name: str, data: bytes) -> None:
         self._shell.require()
-        drop, name = self._trees[rootfs.STDIN_DIR], secrets.token_hex(8)
-        drop.write(name, stdin, 0o600)
-        try:
-            return await self._shell.run(command, f"{rootfs.STDIN_DIR}/{name}", timeout_s)
-        finally:
-            if self._stopping is None:
-                drop.remove(name)
+        self._trees[rootfs.STDIN_DIR].write(name, data, 0o600)
+
+    async def _remove(self, name: str) -> None:
+        if self._stopping is None:
+            self._trees[rootfs.STDIN_DIR].remove(name)
 
     def _tree(self, path: str) -> Tree:
         self._shell.require()
@@ -117,19 +111,13 @@ class BubblewrapBox:
     async def snapshot(self) -> Snapshot:
         self._shell.require()
         files = pack(self._trees[WORKDIR].fd, SNAPSHOT_BYTES)
-        dump = await self.exec(shell_loop.DUMP)
-        return Snapshot(files=files, shell=shell_loop.restorable(dump.stdout))
+        return Snapshot(files=files, shell=await self._shell_state())
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Files and shell state of a snapshot, into a box that nobody has used yet."""
         self._shell.require()
         unpack(self._trees[WORKDIR].fd, snapshot.files)
-        drop, name = self._trees[rootfs.STDIN_DIR], "state"
-        drop.write(name, snapshot.shell, 0o600)
-        try:
-            await self.exec(f". {rootfs.STDIN_DIR}/{name} >/dev/null 2>&1; __q 0")
-        finally:
-            drop.remove(name)
+        await self._restore_shell(snapshot.shell)
 
 
 async def _end_of(pidfd: int) -> None:

@@ -12,6 +12,7 @@ Where the engine is: DOCKER_HOST (with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH), 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,18 @@ def connect(timeout_s: float = 120.0) -> Any:
         ) from None
 
 
+def ask(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """A call of docker-py, whose errors stay here. Raises: EngineError."""
+    import docker
+
+    try:
+        return function(*args, **kwargs)
+    except docker.errors.APIError as error:
+        raise EngineError(error.status_code or 500, str(error.explanation or error)) from None
+    except (docker.errors.DockerException, OSError) as error:
+        raise EngineError(0, str(error)) from None
+
+
 def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
     """Remove the containers of `owner`, of every owner that is gone, and those past their deadline. For the reaper.
 
@@ -84,13 +97,14 @@ class DockerBackend(RemoteBackend):
     name = "docker"
     module = __name__
 
-    def __init__(self, *, runtime: str | None = None, warm: int = 0, deadline_s: float = owners.DEADLINE_S):
-        super().__init__(warm=warm, deadline_s=deadline_s)
+    def __init__(self, *, runtime: str | None = None, warm: int = 0, slack_s: float = owners.SLACK_S):
+        super().__init__(warm=warm, slack_s=slack_s)
         self.runtime = runtime
         self._api: Any = None
         self._info: dict[str, Any] = {}
         self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="docker")
         self._probing = asyncio.Lock()
+        self.current: set[str] = set()
 
     async def probe(self) -> None:
         """Raises BoxUnavailableError, MissingDependencyError."""
@@ -124,17 +138,8 @@ class DockerBackend(RemoteBackend):
     # --- used by the containers -----------------------------------------------------------------------------------
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """docker-py blocks, and its errors stay here. Raises: EngineError."""
-        import docker
-
-        def work() -> T:
-            try:
-                return function(*args, **kwargs)
-            except docker.errors.APIError as error:
-                raise EngineError(error.status_code or 500, str(error.explanation or error)) from None
-            except (docker.errors.DockerException, OSError) as error:
-                raise EngineError(0, str(error)) from None
-
+        """docker-py blocks. Raises: EngineError."""
+        work = functools.partial(ask, function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     @property
@@ -142,7 +147,7 @@ class DockerBackend(RemoteBackend):
         return self._api
 
     def _streams(self, spec: BoxSpec, name: str) -> Container:
-        return Container(self, spec, configuration(spec, self.runtime, owners.labels(name, self._deadline_s)))
+        return Container(self, spec, configuration(spec, self.runtime, owners.labels(name, self._deadline_s(spec))))
 
 
 class GvisorBackend(DockerBackend):

@@ -16,6 +16,8 @@ from envfarm.backends.limits import OURS
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, InfraError
+from envfarm.images.build import how_to_build
+from envfarm.images.recipe import BASES, LABEL, base
 
 T = TypeVar("T")
 _ROOM = 64  # processes more, for the moment in which an exec needs them
@@ -44,6 +46,9 @@ class Engine(Protocol):
     left: int
     """Containers that could not be removed."""
 
+    current: set[str]
+    """Base images that are known to be as their recipe says."""
+
 
 class Container:
     def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
@@ -58,17 +63,24 @@ class Container:
         """Create it, attach, start it: in this order nothing of its output is lost. Raises: BoxUnavailableError, InfraError."""
         api, call = self._engine.api, self._engine.call
         try:
+            await self._require_current(self._spec.image)
             self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
             self._id = (await asyncio.shield(self._creating))["Id"]
             self._main = _pipe(await call(api.attach_socket, self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
             await call(api.start, self._id)
         except EngineError as error:
             if error.status == _NOT_FOUND and self._id is None:
-                raise BoxUnavailableError(
-                    f"the Docker engine has no image {self._spec.image!r}: `envfarm image build` makes those that environments "
-                    f"ask for; `docker pull` or `docker build -t {self._spec.image}` any other"
-                ) from None
+                raise BoxUnavailableError(missing(self._spec.image)) from None
             raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
+
+    async def _require_current(self, image: str) -> None:
+        """One without our label was made by somebody's own recipe. Raises: BoxUnavailableError, EngineError."""
+        if image not in BASES or image in self._engine.current:
+            return
+        labels = (await self._engine.call(self._engine.api.inspect_image, image))["Config"]["Labels"] or {}
+        if labels.get(LABEL, base(image).digest) != base(image).digest:
+            raise BoxUnavailableError(missing(image))
+        self._engine.current.add(image)
 
     async def open_main(self) -> SocketPipe:
         assert self._main is not None
@@ -147,6 +159,12 @@ class Container:
                 await self._engine.call(remove, self._engine.api, made["Id"])
             except EngineError as error:
                 self._engine.left += error.status not in (_NOT_FOUND, _CONFLICT)
+
+
+def missing(image: str) -> str:
+    if image.startswith("envfarm/"):
+        return f"the Docker engine has no image {image!r}, or a stale one: {how_to_build(image, '--engine')}"
+    return f"the Docker engine has no image {image!r}: `docker pull` it, or `docker build -t {image}` it"
 
 
 def remove(api: Any, container: str) -> None:

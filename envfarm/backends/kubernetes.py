@@ -120,8 +120,8 @@ class KubernetesBackend(RemoteBackend):
     link: Link
     watch: PodWatch
 
-    def __init__(self, *, warm: int = 0, deadline_s: float = owners.DEADLINE_S, patience_s: float = PATIENCE_S):
-        super().__init__(warm=warm, deadline_s=deadline_s)
+    def __init__(self, *, warm: int = 0, slack_s: float = owners.SLACK_S, patience_s: float = PATIENCE_S):
+        super().__init__(warm=warm, slack_s=slack_s)
         self.patience_s = patience_s
         self.waiting: Counter[str] = Counter()
         """What boxes wait for just now, in the API server's words, and how many: a quota that is used up."""
@@ -158,7 +158,7 @@ class KubernetesBackend(RemoteBackend):
         self._threads.shutdown(wait=False)
 
     def _streams(self, spec: BoxSpec, name: str) -> PodStreams:
-        return PodStreams(self, pod(spec, owners.labels(name, self._deadline_s), self._deadline_s))
+        return PodStreams(self, pod(spec, owners.labels(name, self._deadline_s(spec)), self._deadline_s(spec)))
 
     # --- used by the pods -----------------------------------------------------------------------------------------
 

@@ -15,18 +15,24 @@ def outcome(meter: Meter, running: Running, exit_code: int, stdout: Stream, stde
     """Of a command that came to its end, or was brought to it. The streams are emptied."""
     out, cut_out = stdout.take()
     err, cut_err = stderr.take()
-    now = meter.counts()
-    limit = running.limit
-    if now.memory > running.before.memory:
-        limit = "memory"
-    elif limit is None or limit in ("idle", "cpu"):
-        if now.pids > running.before.pids:
-            limit = "pids"
-        elif cut_out or cut_err:
-            limit = "output"
-        else:
-            limit = told(meter.kernel_counts, exit_code, err) or limit
+    now, kernel_counts = meter.counts(), meter.kernel_counts
+    killed, refused = now.memory > running.before.memory, now.pids > running.before.pids
+    limit = explain(
+        running.limit, killed=killed, refused=refused, cut=cut_out or cut_err, told=told(kernel_counts, exit_code, err)
+    )
     return ExecResult(exit_code=exit_code, stdout=out, stderr=err, limit=limit)
+
+
+def explain(ended_for: LimitKind | None, *, killed: bool, refused: bool, cut: bool, told: LimitKind | None) -> LimitKind | None:
+    """The limit that explains best how a command ended. `ended_for`: we ended it; the kernel `killed` one of its processes
+    for memory or `refused` a fork; its output was `cut`; `told` by its words."""
+    if killed:
+        return "memory"
+    if ended_for not in (None, "idle", "cpu"):
+        return ended_for
+    if refused:
+        return "pids"
+    return "output" if cut else told or ended_for
 
 
 def told(kernel_counts: bool, exit_code: int, stderr: bytes) -> LimitKind | None:

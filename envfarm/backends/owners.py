@@ -21,7 +21,8 @@ import time
 from envfarm.backends import processes
 
 BOX, OWNER, DEADLINE = "envfarm.box", "envfarm.owner", "envfarm.deadline"
-DEADLINE_S = 4 * 3600.0
+SLACK_S = 3600.0
+"""Between the end of the longest episode that a box was made for and its deadline."""
 _MACHINE_CHARS = 32
 
 

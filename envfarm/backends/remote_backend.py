@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from typing import Protocol
 
-from envfarm.backends.owners import DEADLINE_S, Reaper
+from envfarm.backends.owners import SLACK_S, Reaper
 from envfarm.backends.remote_box import RemoteBox
 from envfarm.backends.remote_streams import Streams
 from envfarm.box import BoxSpec, Snapshot
@@ -25,17 +26,18 @@ class Made(Streams, Protocol):
 
 
 class RemoteBackend(ABC):
-    """See `envfarm.box.Backend`. `warm`: boxes kept ready of every spec that was asked for. `deadline_s`: after this a box is
-    removed, whatever it does."""
+    """See `envfarm.box.Backend`. `warm`: boxes kept ready of every spec that was asked for. `slack_s`: so long after
+    `BoxSpec.lifetime_s` a box is removed, whatever it does."""
 
     name: str
     module: str
     """Has `remove_left_over`, for the reaper."""
 
-    def __init__(self, *, warm: int = 0, deadline_s: float = DEADLINE_S):
-        self._warm, self._deadline_s = warm, deadline_s
+    def __init__(self, *, warm: int = 0, slack_s: float = SLACK_S):
+        self._warm, self._slack_s = warm, slack_s
         self._reaper = Reaper(self.module)
         self._boxes: set[RemoteBox] = set()
+        self._until: dict[str, float] = {}  # box -> its deadline, unix time
         self._ready: dict[BoxSpec, list[asyncio.Task[RemoteBox]]] = defaultdict(list)
         self._count = itertools.count()
         self._prefix = secrets.token_hex(4)
@@ -57,7 +59,7 @@ class RemoteBackend(ABC):
     async def start(self, spec: BoxSpec, *, owner: str = "", snapshot: Snapshot | None = None) -> RemoteBox:
         await self.probe()
         ready = self._ready[spec]
-        box = await (ready.pop(0) if ready else self._make(spec))
+        box = await self._take(spec, ready)
         for _ in range(self._warm - len(ready)):
             ready.append(asyncio.create_task(self._make(spec)))
         if snapshot is not None:
@@ -77,16 +79,34 @@ class RemoteBackend(ABC):
         await self._disconnect()
         self._reaper.end(work_left=self.left > 0)
 
+    def _deadline_s(self, spec: BoxSpec) -> float:
+        """From when it is made."""
+        return spec.lifetime_s + self._slack_s
+
+    async def _take(self, spec: BoxSpec, ready: list[asyncio.Task[RemoteBox]]) -> RemoteBox:
+        """The oldest ready box that still has its whole lifetime before it, else a new one. Raises: as `_make`."""
+        while ready:
+            box = await ready.pop(0)
+            if self._until[box.id] >= time.time() + spec.lifetime_s:
+                return box
+            await box.stop()
+        return await self._make(spec)
+
+    def _forget(self, box: RemoteBox) -> None:
+        self._boxes.discard(box)
+        self._until.pop(box.id, None)
+
     def _lifetime(self) -> dict[str, str]:
-        return {"lifetime": f"a reaper process, and a deadline after {self._deadline_s:.0f} s"}
+        return {"lifetime": f"a reaper process, and a deadline {self._slack_s:.0f} s after the episode's"}
 
     async def _make(self, spec: BoxSpec) -> RemoteBox:
         """A box without an owner yet. Raises: BoxUnavailableError, InfraError."""
         self._reaper.start()
         name = f"box-{self._prefix}-{next(self._count)}"
         streams = self._streams(spec, name)
-        box = RemoteBox(name, spec, streams, self._boxes.discard)
+        box = RemoteBox(name, spec, streams, self._forget)
         self._boxes.add(box)
+        self._until[name] = time.time() + self._deadline_s(spec)
         try:
             await streams.create()
             await box.up()

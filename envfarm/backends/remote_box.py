@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import errno
 import os
-import secrets
 from collections.abc import Callable
 
-from envfarm.backends import remote_files, remote_side, shell_loop
+from envfarm.backends import remote_files, remote_side
+from envfarm.backends.live_box import SNAPSHOT_BYTES, LiveBox
 from envfarm.backends.remote_files import RemoteFiles
 from envfarm.backends.remote_loop import environment
 from envfarm.backends.remote_shell import RemoteShell
@@ -19,7 +18,6 @@ from envfarm.backends.tarball import canonical
 from envfarm.box import WORKDIR, BoxSpec, Entry, ExecResult, Snapshot
 from envfarm.errors import InfraError
 
-SNAPSHOT_BYTES = 64 << 20
 _TAR_BYTES = 2 * SNAPSHOT_BYTES  # with its headers
 
 
@@ -28,20 +26,18 @@ def variables(address_space_bytes: int | None = None) -> dict[str, str]:
     return {**environment(address_space_bytes), "__f": remote_side.SCRIPT + remote_files.SCRIPT + remote_side.SERVE}
 
 
-class RemoteBox:
+class RemoteBox(LiveBox):
     """See `envfarm.box.Box`. Owns its streams from its construction on: `stop` frees all.
 
     A box that the agent ended itself behaves like an empty one whose every command hits the limit.
     """
 
     def __init__(self, box_id: str, spec: BoxSpec, streams: Streams, on_stop: Callable[[RemoteBox], None]):
-        self.id = box_id
-        self.spec = spec
+        super().__init__(box_id, spec)
         self._streams = streams
         self._shell = RemoteShell(spec, streams)
         self._files = RemoteFiles(self._shell.ask)
         self._on_stop = on_stop
-        self._stopping: asyncio.Task[None] | None = None
 
     async def up(self) -> None:
         """Raises: InfraError."""
@@ -49,11 +45,6 @@ class RemoteBox:
             await self._shell.up()
         except InfraError as error:
             raise InfraError(f"box {self.id} did not come up: {error}") from None
-
-    async def stop(self) -> None:
-        if self._stopping is None:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop())
-        await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
         self._shell.close("the box was stopped")
@@ -63,13 +54,15 @@ class RemoteBox:
     async def exec(self, command: str, *, stdin: bytes = b"", timeout_s: float | None = None) -> ExecResult:
         if not stdin or self._spent():
             return await self._shell.run(command, "/dev/null", timeout_s)
-        name = secrets.token_hex(8)
-        await self._files.put(STDIN_DIR, name, stdin, 0o600)
-        try:
-            return await self._shell.run(command, f"{STDIN_DIR}/{name}", timeout_s)
-        finally:
-            if self._shell.death is None:
-                await self._files.remove(STDIN_DIR, name)
+        async with self._dropped(stdin) as path:
+            return await self._shell.run(command, path, timeout_s)
+
+    async def _put(self, name: str, data: bytes) -> None:
+        await self._files.put(STDIN_DIR, name, data, 0o600)
+
+    async def _remove(self, name: str) -> None:
+        if self._shell.death is None:
+            await self._files.remove(STDIN_DIR, name)
 
     def _spent(self) -> bool:
         return self._shell.death is not None and self._shell.death.by_agent
@@ -103,14 +96,9 @@ class RemoteBox:
         if sum(entry.size for entry in await self._files.list(WORKDIR, 1_000_000)) > SNAPSHOT_BYTES:
             raise ValueError(f"a snapshot holds at most {SNAPSHOT_BYTES} bytes")
         files = canonical(await self._files.tar(".", _TAR_BYTES), SNAPSHOT_BYTES)
-        dump = await self.exec(shell_loop.DUMP)
-        return Snapshot(files=files, shell=shell_loop.restorable(dump.stdout))
+        return Snapshot(files=files, shell=await self._shell_state())
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Files and shell state of a snapshot, into a box that nobody has used yet."""
         await self._files.untar(snapshot.files)
-        await self._files.put(STDIN_DIR, "state", snapshot.shell, 0o600)
-        try:
-            await self.exec(f". {STDIN_DIR}/state >/dev/null 2>&1; __q 0")
-        finally:
-            await self._files.remove(STDIN_DIR, "state")
+        await self._restore_shell(snapshot.shell)

@@ -27,12 +27,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from envfarm.backends.shell_loop import check
+from envfarm.backends.shell_loop import EVAL, READ, SETUP
 
-_LOOP = r"""
-unset __b __f; umask 022; ulimit -c 0; ulimit -n 1024;
-exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>/dev/null;
-__q() { return "$1"; };
+_LOOP = rf"""
+unset __b __f;
+{SETUP}
 __o=$1; shift; __s=0 __d=;
 if [ -n "$BASH_VERSION" ]; then __d='disown -a'; export -n HOSTNAME; else unset HOSTNAME; fi;
 IFS=' ' read -r __x __n <&3 || exit;
@@ -41,21 +40,9 @@ while :; do
 unset __x; echo 1000 >/proc/self/oom_score_adj; LIMITS
 while case . in *) ;; esac; do while case . in *) ;; esac; do
 printf '\0E%s %s %s\0' "$__n" "$__s" "$PWD" >&4; printf '\0E%s\0' "$__n" >&5;
-IFS=' ' read -r __n __k __i <&3 || exit;
-__c=;
-until case $__k in 0) ;; *) ! case . in *) ;; esac;; esac; do
-IFS= read -r __l <&3 || exit;
-__c=$__c$__l$__o;
-__k=$((__k-1));
-done;
+{READ}
 printf '\0S%s\n' "$__n" >&4; printf '\0S%s\n' "$__n" >&5;
-__k=$__s __s=0;
-if __q "$__k";
-then eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
-else eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
-fi;
-__s=$?;
-$__d;
+{EVAL}
 done; done
 );
 printf '\0X%s %s\0' "$__x" "$?" >&4; printf '\0X%s\0' "$__x" >&5;
@@ -88,13 +75,6 @@ def environment(address_space_bytes: int | None = None) -> dict[str, str]:
 def handshake(secret: str, nonce: str) -> bytes:
     """Starts the agent's shell, the first one or another. It answers with the end mark of `nonce`."""
     return f"{secret} {nonce}\n".encode()
-
-
-def encode(nonce: str, command: str, stdin_path: str = "/dev/null") -> bytes:
-    """One frame, as `shell_loop.encode`. Raises: ValueError."""
-    check(command)
-    text = command.encode("utf-8", "surrogateescape")
-    return b"%s %d %s\n%s\n" % (nonce.encode(), text.count(b"\n") + 1, stdin_path.encode(), text)
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,15 @@ an end from outside (the container was killed, the engine is gone) or a box that
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 
-from envfarm.backends import remote_loop, shell_loop
-from envfarm.backends.limits import OURS
-from envfarm.backends.outcome import KILLED, told
-from envfarm.backends.remote_loop import Channel, Ended
+from envfarm.backends import shell_loop
+from envfarm.backends.outcome import KILLED
+from envfarm.backends.remote_loop import Ended
+from envfarm.backends.remote_main import Main
+from envfarm.backends.remote_running import Running
 from envfarm.backends.remote_second import Second
 from envfarm.backends.remote_side import Answer, SideLost, State
-from envfarm.backends.remote_streams import Death, Lost, Pipe, Streams
+from envfarm.backends.remote_streams import Death, Lost, Streams
 from envfarm.backends.shell import FLOOD, START_TIMEOUT_S
 from envfarm.box import WORKDIR, BoxSpec, ExecResult, LimitKind
 from envfarm.errors import BoxDied
@@ -40,30 +37,16 @@ class Spent(Exception):
     """The box is of no more use, and that is the agent's doing."""
 
 
-@dataclass
-class _Running:
-    deadline: float  # loop time
-    cpu_until: float  # CPU seconds of the box
-    before: State
-    limit: LimitKind | None = None
-    attempts: int = 0
-
-
 class RemoteShell:
     """One command at a time. `close` makes every later call raise BoxDied."""
 
     def __init__(self, spec: BoxSpec, streams: Streams):
         self._spec, self._streams = spec, streams
         self._loop = asyncio.get_running_loop()
-        self._secret = secrets.token_hex(16)
-        self._out = Channel(spec.output_bytes, self._secret)
-        self._err = Channel(spec.output_bytes, self._secret)
-        self._changed = asyncio.Event()
-        self._main: Pipe | None = None
-        self._main_ended = False
         self._second = Second(streams)
+        self._main = Main(streams, spec.output_bytes, self._second.close)
         self._gone: Death | None = None
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._state: State | None = None  # as of the last command; None where files were moved since
         self._cwd = WORKDIR.encode()
         self._pid = 0  # the agent's shell, as the box numbers it
@@ -74,8 +57,7 @@ class RemoteShell:
     async def up(self) -> None:
         """Connect and wait until both shells answer. Raises: BoxDied."""
         try:
-            self._main = await self._streams.open_main()
-            self._main.listen(self._feed_out, self._feed_err, self._end_of_main)
+            await self._main.open()
             await self._renew(START_TIMEOUT_S)
             await self._know_shell()
         except (Lost, SideLost):
@@ -89,9 +71,7 @@ class RemoteShell:
         if self._gone is None:
             self._gone = Death(why)
         self._second.close()
-        if self._main is not None:
-            self._main.close()
-        self._changed.set()
+        self._main.close()
 
     def require(self) -> None:
         """Raises: BoxDied where the box is gone, whoever did it."""
@@ -108,28 +88,13 @@ class RemoteShell:
             death = await self._streams.death()
             if self._gone is None:
                 self._gone = death
+            self._main.close()
 
     def _spend(self, limit: LimitKind | None, why: str) -> None:
         """Before any command of the agent's has run, it is not its doing."""
         if self._gone is None:
             self._gone = Death(why, by_agent=self._used, limit=limit)
-
-    def _feed_out(self, data: bytes) -> None:
-        self._out.feed(data)
-        self._notice()
-
-    def _feed_err(self, data: bytes) -> None:
-        self._err.feed(data)
-        self._notice()
-
-    def _notice(self) -> None:
-        if self._out.ended or self._err.ended:
-            self._changed.set()
-
-    def _end_of_main(self) -> None:
-        self._main_ended = True
-        self._second.close()
-        self._changed.set()
+            self._main.close()
 
     async def ask(self, text: str, data: bytes = b"", *, timeout_s: float) -> Answer:
         """For file requests. Raises: Refused, BoxDied."""
@@ -162,11 +127,10 @@ class RemoteShell:
         limit_s = self._spec.exec_timeout_s if timeout_s is None else min(timeout_s, self._spec.exec_timeout_s)
         shell_loop.check(command)
         before = self._state or State(0, 0, 0, 0.0, 0, 0, ())
-        running = self._running = _Running(self._loop.time() + limit_s, before.cpu_s + self._spec.exec_cpu_s, before)
+        running = self._running = Running(self._spec, self._loop.time() + limit_s, before)
         try:
             if self._state is None:
                 running.before = await self._count("count; state")
-                running.cpu_until = running.before.cpu_s + self._spec.exec_cpu_s
             await self._have_shell()
             self._used = True
             running.deadline = self._loop.time() + limit_s
@@ -185,14 +149,13 @@ class RemoteShell:
             return self._last_words(running)
         finally:
             self._running = None
-        return self._outcome(running, ended, after)
+        return running.outcome(self._main, ended, after)
 
-    async def _converse(self, command: str, stdin_path: str, running: _Running) -> Ended:
+    async def _converse(self, command: str, stdin_path: str, running: Running) -> Ended:
         """Send a command and see it to its end, whatever that takes. Raises: Lost, SideLost, Spent."""
-        nonce = self._expect()
-        self._send(remote_loop.encode(nonce, command, stdin_path))
+        self._main.start(command, stdin_path)
         tick = _FIRST_TICK_S
-        while not await self._over(tick):
+        while not await self._main.command_over(tick):
             tick = TICK_S
             if running.limit is None:
                 running.limit = await self._exceeded(running)
@@ -201,12 +164,11 @@ class RemoteShell:
                     raise Spent
                 running.attempts, tick = running.attempts + 1, _SETTLE_S
                 await self._count("settle 0")
-        assert self._out.ended is not None
-        return self._out.ended
+        return self._main.ended
 
     async def _settle(self, ended: Ended) -> State:
         """End what the command left behind. Raises: Lost, SideLost, Spent."""
-        spare = 0 if self._shell_ended() else self._pid
+        spare = 0 if self._main.shell_ended() else self._pid
         state = await self._count(f"settle {spare}")
         if set(state.left) - {spare}:
             raise Spent
@@ -216,36 +178,27 @@ class RemoteShell:
             self._cwd = ended.cwd
         return state
 
-    def _shell_ended(self) -> bool:
-        return any(c.ended is not None and c.ended.shell_too for c in (self._out, self._err))
-
     async def _both_dead(self) -> None:
         """Process 1 says on both streams that the shell ended. Raises: Lost, Spent."""
-        both = (self._out, self._err)
-        if not await self._until(lambda: all(c.ended is not None and c.ended.shell_too for c in both), _SETTLE_S):
+        if not await self._main.shell_over(_SETTLE_S):
             raise Spent
 
     async def _have_shell(self) -> None:
         """The shell, or a new one in the last one's directory. Raises: Lost, SideLost, Spent."""
-        if not self._shell_ended():
+        if not self._main.shell_ended():
             return
         await self._both_dead()
         await self._count("settle 0")
         await self._renew(_SETTLE_S)
         await self._know_shell()
-        nonce = self._expect()
-        self._send(remote_loop.encode(nonce, shell_loop.go_to(self._cwd)))
-        if not await self._over(_SETTLE_S):
+        self._main.start(shell_loop.go_to(self._cwd))
+        if not await self._main.command_over(_SETTLE_S):
             raise Spent
 
     async def _renew(self, timeout_s: float) -> None:
         """Ask process 1 for a shell. Raises: Lost, Spent."""
-        for channel in (self._out, self._err):
-            channel.renewed()
-        nonce = self._expect()
-        # the agent may have left half a line in the pipe
-        self._send((b"\n" if self._used else b"") + remote_loop.handshake(self._secret, nonce))
-        if not await self._over(timeout_s):
+        self._main.ask_for_shell(used=self._used)
+        if not await self._main.command_over(timeout_s):
             raise Spent
 
     async def _know_shell(self) -> None:
@@ -258,7 +211,7 @@ class RemoteShell:
     async def _abandon(self) -> None:
         """The caller was cancelled: end the command all the same, so that the box stays usable."""
         try:
-            if self._gone is None and not self._shell_ended() and self._pid:
+            if self._gone is None and not self._main.shell_ended() and self._pid:
                 await self._count("settle 0")
                 await self._both_dead()
             self._state = None
@@ -267,68 +220,18 @@ class RemoteShell:
         except (SideLost, Spent):
             self._spend("idle", "it stopped to answer after a command was cancelled")
 
-    # --- small steps ----------------------------------------------------------------------------------------------
+    # --- what it came to ------------------------------------------------------------------------------------------
 
-    def _expect(self) -> str:
-        nonce = secrets.token_hex(8)
-        for channel in (self._out, self._err):
-            channel.expect(nonce)
-        self._changed.clear()
-        return nonce
-
-    def _send(self, data: bytes) -> None:
-        """Raises: Lost."""
-        if self._main is None or self._main_ended or self._gone is not None:
-            raise Lost
-        self._main.send(data)
-
-    async def _over(self, timeout_s: float) -> bool:
-        """Whether both streams have shown an end within that time. Raises: Lost."""
-        return await self._until(lambda: self._out.ended is not None and self._err.ended is not None, timeout_s)
-
-    async def _until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
-        """Raises: Lost."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while not holds():
-                    if self._main_ended or self._gone is not None:
-                        raise Lost
-                    self._changed.clear()
-                    await self._changed.wait()
-        return holds()
-
-    async def _exceeded(self, running: _Running) -> LimitKind | None:
-        if max(self._out.seen, self._err.seen) > FLOOD * self._spec.output_bytes:
+    async def _exceeded(self, running: Running) -> LimitKind | None:
+        if self._main.seen > FLOOD * self._spec.output_bytes:
             return "output"
-        now = await self._count("living 0; state", _LOOK_S)
-        if now.processes > self._spec.pids + OURS:  # a pod counts them and does not limit them
-            return "pids"
-        if not now.counters and now.private_bytes > self._spec.memory_bytes:
-            return "memory"
-        if now.cpu_s > running.cpu_until:
-            return "cpu"
-        return "idle" if self._loop.time() > running.deadline else None
+        return running.exceeds(await self._count("living 0; state", _LOOK_S), self._loop.time())
 
-    def _outcome(self, running: _Running, ended: Ended, after: State) -> ExecResult:
-        out, cut_out = self._out.take()
-        err, cut_err = self._err.take()
-        limit = running.limit
-        if after.memory_kills > running.before.memory_kills:
-            limit = "memory"
-        elif limit in (None, "idle", "cpu"):
-            if after.refused_forks > running.before.refused_forks:
-                limit = "pids"
-            elif cut_out or cut_err:
-                limit = "output"
-            else:
-                limit = told(bool(after.counters), ended.exit_code, err) or limit
-        return ExecResult(exit_code=ended.exit_code, stdout=out, stderr=err, limit=limit)
-
-    def _last_words(self, running: _Running | None = None) -> ExecResult:
+    def _last_words(self, running: Running | None = None) -> ExecResult:
         """Of a box that is gone. Raises: BoxDied where that is not the agent's doing."""
         assert self._gone is not None
         if not self._gone.by_agent:
             raise BoxDied(self._gone.why) from None
-        out, err = (self._out.take()[0], self._err.take()[0]) if running is not None else (b"", b"")
+        out, err = (self._main.out.take()[0], self._main.err.take()[0]) if running is not None else (b"", b"")
         code = self._gone.exit_code if self._gone.limit is None else KILLED
         return ExecResult(exit_code=code, stdout=out, stderr=err, limit=self._gone.limit)

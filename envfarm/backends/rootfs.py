@@ -19,6 +19,7 @@ from pathlib import Path
 
 from envfarm.box import WORKDIR, BoxSpec
 from envfarm.errors import BoxUnavailableError, did_you_mean
+from envfarm.images.build import how_to_build, is_stale, root_of
 
 UID = GID = 1000
 HOSTNAME = "box"
@@ -54,13 +55,21 @@ class Root:
 
 
 def resolve(image: str, images_dir: Path | None = None) -> Root:
-    """The root for an image: the name of a directory below `images_dir`, else a built-in name, or an absolute directory."""
+    """The root for an image: the name of a directory below `images_dir`, else a built-in name, an absolute directory, or one
+    that `envfarm image build` made (its name has a digest)."""
     if images_dir and not image.startswith("/") and (images_dir / image).is_dir():
+        if is_stale(images_dir / image, image):
+            raise BoxUnavailableError(f"the image {image!r} in {images_dir} is stale: {how_to_build(image)}")
         return _unpacked(images_dir / image)
     if image == "envfarm/base":
         return _host(python=False)
     if image == "envfarm/python":
         return _host(python=True)
+    if ":" in image and not image.startswith("/"):
+        built = root_of(image)
+        if built.is_dir():
+            return _unpacked(built)
+        raise BoxUnavailableError(f"no image {image!r} is built here, or it is stale: {how_to_build(image)}")
     place = Path(image) if image.startswith("/") else images_dir / image if images_dir else None
     if place is None or not place.is_dir():
         known = list(BUILT_IN)

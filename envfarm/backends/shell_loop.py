@@ -28,10 +28,31 @@ from dataclasses import dataclass
 BOOT = 'eval "$__b"'
 """What process 1 is started with; the rest is in its environment, so that `ps` in the box stays readable."""
 
-_LOOP = r"""
-unset __b; umask 022; ulimit -c 0; ulimit -n 1024;
+SETUP = r"""umask 022; ulimit -c 0; ulimit -n 1024;
 exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>/dev/null;
-__q() { return "$1"; };
+__q() { return "$1"; };"""
+"""Keeps the streams of process 1 as 3, 4 and 5; `__q` hands `$?` on to the next command, as a terminal would, without a fork."""
+
+READ = r"""IFS=' ' read -r __n __k __i <&3 || exit;
+__c=;
+until case $__k in 0) ;; *) ! case . in *) ;; esac;; esac; do
+IFS= read -r __l <&3 || exit;
+__c=$__c$__l$__o;
+__k=$((__k-1));
+done;"""
+"""One frame into `__c`, from descriptor 3."""
+
+EVAL = r"""__k=$__s __s=0;
+if __q "$__k";
+then eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
+else eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
+fi;
+__s=$?;
+$__d;"""
+
+_LOOP = rf"""
+unset __b;
+{SETUP}
 printf 'U 0\0' >&3;
 __o=$1; shift; __n= __s=0 __d=;
 if [ -n "$BASH_VERSION" ]; then __d='disown -a'; fi;
@@ -39,20 +60,8 @@ while :; do
 (
 while case . in *) ;; esac; do while case . in *) ;; esac; do
 printf '%s %s %s\0' "$__n" "$__s" "$PWD" >&3;
-IFS=' ' read -r __n __k __i <&3 || exit;
-__c=;
-until case $__k in 0) ;; *) ! case . in *) ;; esac;; esac; do
-IFS= read -r __l <&3 || exit;
-__c=$__c$__l$__o;
-__k=$((__k-1));
-done;
-__k=$__s __s=0;
-if __q "$__k";
-then eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
-else eval "$__c" <"$__i" >&4 2>&5 3<&- 4>&- 5>&-;
-fi;
-__s=$?;
-$__d;
+{READ}
+{EVAL}
 done; done
 );
 printf 'X %s\0' "$?" >&3 || exit;
@@ -64,8 +73,7 @@ SUPERVISOR = _LOOP.replace("\n", " ")
 """Process 1 of every box, on one line, so that the line numbers in the shell's messages are those of the agent's command.
 
 The two nested loops catch an agent's `break` and `continue`; their conditions are keywords, as `:` may be the agent's.
-`__q` hands `$?` on to the next command, as a terminal would, without a fork. Jobs are forgotten and the shells' own
-standard error is nowhere: what they say about killed jobs is not the output of a command.
+Jobs are forgotten and the shells' own standard error is nowhere: what they say about killed jobs is not the output of a command.
 """
 
 

@@ -6,6 +6,8 @@ from importlib import import_module
 
 import typer
 
+from envfarm.cli.image import image
+
 COMMANDS: dict[str, str] = {
     "list": "envfarm.cli.listing:list_environments",
     "show": "envfarm.cli.show:show",
@@ -22,3 +24,5 @@ app = typer.Typer()
 for _name, _target in COMMANDS.items():
     _module, _, _function = _target.partition(":")
     app.command(_name)(getattr(import_module(_module), _function))
+
+app.add_typer(image)

@@ -31,8 +31,8 @@ time_of() { # NAME COMMAND...
 chmod 755 "$STATE"
 time_of "Docker engine" "$HERE/docker-up.sh" "$STATE/docker"
 export DOCKER_HOST=unix://$STATE/docker/docker.sock
-time_of "base images" "$HERE/base-image.sh" | tee "$STATE/made"
-ENVFARM_IMAGES=$(grep ^/ "$STATE/made")/root # the same roots for bubblewrap, where backends are compared
+time_of "base images" "$HERE/base-image.sh" "$(dirname "$PYTHON")/envfarm" | tee "$STATE/made"
+ENVFARM_IMAGES=$(grep ^/ "$STATE/made") # the same roots for bubblewrap, where backends are compared
 export ENVFARM_IMAGES
 
 no_cluster=

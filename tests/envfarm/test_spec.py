@@ -140,7 +140,8 @@ TASK = "envfarm: 1\nid: t/x-v0\nsandbox: {box: true}\ntask:\n  prompt: hello\n"
         ("tags: coding\n", "4:7", "found the text 'coding'"),
         # keys that are designed and not there yet
         ("harbor: ./tasks\n", "4:1", "`harbor:` is not implemented yet"),
-        ("sandbox: {image: {build: .}}\n", "4:18", "building images is not implemented yet"),
+        ("sandbox: {image: {build: nowhere}}\n", "4:26", "there is no Dockerfile in"),
+        ("sandbox: {image: {build: ../..}}\n", "4:26", "expected a folder beside this file or below"),
         ("sandbox: {network: allowlist}\n", "4:20", "not implemented yet"),
         ("reward: {verify: runner_fresh}\n", "4:18", "not implemented yet"),
         # axes

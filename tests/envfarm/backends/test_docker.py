@@ -214,7 +214,7 @@ def test_a_box_past_its_deadline_is_removed_by_any_reaper() -> None:
             await asyncio.to_thread(remove_left_over, None)
             await box.exec("true")
 
-    with_backend(use, deadline_s=-5)
+    with_backend(use, slack_s=-SMALL.lifetime_s - 5)
 
 
 @on_engine
@@ -244,6 +244,19 @@ def test_warm_boxes_are_handed_out_and_go_with_the_backend() -> None:
     first, second, fresh = with_backend(use, warm=2)
     assert first != second and fresh == b"/task\n"
     assert [c for c in owned(connect()) if c["Labels"][OWNER] == owner_label()] == []
+
+
+@on_engine
+def test_a_warm_box_without_a_lifetime_before_it_is_not_handed_out() -> None:
+    async def use(backend: DockerBackend) -> tuple[str, str]:
+        await backend.start(SMALL)
+        (ready,) = await asyncio.gather(*(task for tasks in backend._ready.values() for task in tasks))
+        second = await backend.start(SMALL)
+        await second.exec("true")
+        return ready.id, second.id
+
+    waited, used = with_backend(use, warm=1, slack_s=-1)
+    assert waited != used
 
 
 # --- the same box -----------------------------------------------------------------------------------------------------
@@ -328,7 +341,7 @@ def test_without_an_engine_it_says_what_to_do(host: str, said: str, monkeypatch:
 
 @on_engine
 def test_a_missing_image_or_runtime_is_named() -> None:
-    with pytest.raises(BoxUnavailableError, match="no image 'lab/none': `envfarm image build`"):
+    with pytest.raises(BoxUnavailableError, match="no image 'lab/none': `docker pull` it"):
         with_backend(lambda b: b.start(msgspec.structs.replace(SMALL, image="lab/none")))
     with pytest.raises(BoxUnavailableError, match="no runtime 'kata'"):
         with_backend(lambda b: b.probe(), runtime="kata")

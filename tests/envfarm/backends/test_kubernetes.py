@@ -121,7 +121,7 @@ def test_a_deleted_pod_and_a_deadline_are_deaths_of_the_farm() -> None:
             await box.exec("sleep 1000")
 
     with_backend(use)
-    with_backend(use_up, deadline_s=5)
+    with_backend(use_up, slack_s=5 - SMALL.lifetime_s)
 
 
 OWNER_SCRIPT = """

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envfarm.backends import remote_loop
+from envfarm.backends import remote_loop, shell_loop
 from envfarm.backends.remote_loop import MARK_BYTES, Channel, Ended
 
 SECRET, NONCE = "5ec7e7" * 4, "ab" * 8
@@ -87,8 +87,8 @@ def test_more_than_is_kept_is_counted_and_dropped() -> None:
 def test_the_loop_in_a_real_shell(shell: str) -> None:
     """Without any box: marks, state, a shell that ends, and another one."""
     first, then, again, last = "11" * 8, "22" * 8, "33" * 8, "44" * 8
-    given_ = remote_loop.handshake(SECRET, first) + remote_loop.encode(then, "x='a b'; echo out; echo err >&2; exit 5")
-    given_ += b"junk\n" + remote_loop.handshake(SECRET, again) + remote_loop.encode(last, 'cat; echo "[$x]"; (exit 3)')
+    given_ = remote_loop.handshake(SECRET, first) + shell_loop.encode(then, "x='a b'; echo out; echo err >&2; exit 5")
+    given_ += b"junk\n" + remote_loop.handshake(SECRET, again) + shell_loop.encode(last, 'cat; echo "[$x]"; (exit 3)')
     command = [shell, "-c", 'eval "$__b"', shell, "\n"]
     environment = {**remote_loop.environment(), "PATH": os.environ["PATH"]}
     done = subprocess.run(command, input=given_, capture_output=True, env=environment, cwd="/", timeout=60)
