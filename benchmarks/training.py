@@ -87,7 +87,8 @@ class Theirs:
     def __init__(self, decoder: Decoder, folder: Path):
         decoder.save(folder)
         script, threads = Path(__file__).with_name("_trl_grpo.py"), torch.get_num_threads()
-        command = [str(peer_python("trl-1.16", PEER)), str(script), str(folder), str(threads)]
+        # -P: the peer asks for a package `vllm`, and would find this folder's benchmark of that name
+        command = [str(peer_python("trl-1.16", PEER)), "-P", str(script), str(folder), str(threads)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
