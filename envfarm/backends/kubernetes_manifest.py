@@ -72,6 +72,7 @@ def pod(spec: BoxSpec, labels: dict[str, str], deadline_s: float) -> dict[str, A
                 {
                     "name": "folders",
                     **alike,
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
                     "command": ["/bin/sh", "-c", _MAKE_FOLDERS],
                     "volumeMounts": [{"name": _volume(path), "mountPath": path} for path in sizes],
                 }
