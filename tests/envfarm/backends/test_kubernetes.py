@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -52,11 +53,17 @@ def left(owner: str) -> list[str]:
     return kubectl("get", "pods", "-l", f"{OWNER}={owner}", "-o", "name").split()
 
 
+def until_gone(owner: str) -> None:
+    """Deleted pods go when a busy node has come to it; the tests' time limit is the end of patience."""
+    while left(owner):
+        time.sleep(0.5)
+
+
 @pytest.mark.parametrize("check", [c for c in CHECKS if c not in FAILS])
 def test_conformance(check: str) -> None:
     (finding,) = with_backend(lambda b: check_backend(b, only=[check]))
     assert finding.ok, finding.detail
-    assert left(owner_label()) == []
+    until_gone(owner_label())
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -148,8 +155,7 @@ def test_nothing_outlives_a_killed_owner() -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    kubectl("wait", "--for=delete", "--timeout=240s", "pod", "-l", f"{OWNER}={label}")
-    assert left(label) == []
+    until_gone(label)
 
 
 # --- what a cluster may lack ------------------------------------------------------------------------------------------
