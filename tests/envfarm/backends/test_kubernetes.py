@@ -20,7 +20,7 @@ from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.kubernetes import KubernetesBackend
 from envfarm.backends.owners import BOX, OWNER, owner_label, pid_of
 from envfarm.box import Box, ExecResult
-from envfarm.errors import BoxDied, BoxUnavailableError
+from envfarm.errors import BoxDied, BoxUnavailableError, InfraError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
 from tests.envfarm.backends.test_docker import TRICKS, envfarm
@@ -123,12 +123,12 @@ def test_a_deleted_pod_and_a_deadline_are_deaths_of_the_farm() -> None:
             await box.exec("true")
 
     async def use_up(backend: KubernetesBackend) -> None:
-        box = await backend.start(msgspec.structs.replace(SMALL, exec_timeout_s=60.0))
-        with pytest.raises(BoxDied, match=r"deadline passed|removed"):
+        with pytest.raises(InfraError, match=r"deadline passed|removed"):  # on a busy machine it passes as the pod comes up
+            box = await backend.start(msgspec.structs.replace(SMALL, exec_timeout_s=120.0))
             await box.exec("sleep 1000")
 
     with_backend(use)
-    with_backend(use_up, slack_s=5 - SMALL.lifetime_s)
+    with_backend(use_up, slack_s=20 - SMALL.lifetime_s)
 
 
 OWNER_SCRIPT = """
