@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from envfarm.backends.kubernetes import NEEDED
+from envfarm.backends.kubernetes_api import NEEDED
 
 BASE = Path(__file__).parents[1] / "k8s/base"
 

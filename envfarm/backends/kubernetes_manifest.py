@@ -16,7 +16,7 @@ from typing import Any
 from envfarm.backends import remote_loop, rootfs
 from envfarm.backends.remote_box import variables
 from envfarm.backends.remote_shell import TICK_S
-from envfarm.box import WORKDIR, BoxSpec
+from envfarm.box import NOT_ENFORCED, WORKDIR, BoxSpec
 
 CONTAINER = "box"
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
@@ -72,6 +72,7 @@ def pod(spec: BoxSpec, labels: dict[str, str], deadline_s: float) -> dict[str, A
                 {
                     "name": "folders",
                     **alike,
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
                     "command": ["/bin/sh", "-c", _MAKE_FOLDERS],
                     "volumeMounts": [{"name": _volume(path), "mountPath": path} for path in sizes],
                 }
@@ -114,11 +115,15 @@ def enforcement() -> dict[str, str]:
     return {
         "memory": "the pod's limit, by the node's control groups; where they end a container as a whole (version 2 and "
         "Kubernetes 1.28 or newer) the box is spent",
-        "pids": f"number looked at every {TICK_S} s from inside; by the node only where its podPidsLimit is set",
+        "pids": f"{NOT_ENFORCED} at once: counted every {TICK_S} s from inside; at once by the node, where its podPidsLimit is "
+        "set",
         "cpu": f"the pod's limit: the rate; seconds looked at every {TICK_S} s",
         "disk": "tmpfs size, from Kubernetes 1.22; counted as memory",
         "output": "bytes kept per stream",
         "idle": "wall clock",
-        "network": "not by the pod, which has an interface: a NetworkPolicy, where the cluster's network plugin enforces it",
-        "syscalls": "the container runtime's default seccomp profile",
+        "network": f"{NOT_ENFORCED} by the pod, which has an interface: a NetworkPolicy, where the cluster's network plugin "
+        "enforces it",
+        "syscalls": f"{NOT_ENFORCED} beyond the container runtime's default seccomp profile, which lets ptrace pass, and that of "
+        "older runtimes io_uring",
+        "tracing": f"{NOT_ENFORCED}: an agent may write into the memory of its box's shells, and harms its own box alone",
     }

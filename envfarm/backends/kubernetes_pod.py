@@ -21,6 +21,10 @@ _START_S = 600.0
 _LEARN_S = 10.0
 """How long the status of a pod whose streams ended may take to show it: the kubelet looks once a second."""
 
+_SIDE = [*remote_side.ENTRY[:-1], f"exec 9>&2; {remote_side.ENTRY[-1]}"]
+"""The second shell closes its standard error, and containerd closes a process's standard input as soon as that is closed: so
+that one stays open under another number."""
+
 
 class Cluster(Protocol):
     """What a pod needs of its backend."""
@@ -89,7 +93,7 @@ class PodStreams:
         return pipe or await self._exec()
 
     async def _exec(self) -> WebSocketPipe:
-        return await self._open("exec", *(("command", word) for word in remote_side.ENTRY))
+        return await self._open("exec", *(("command", word) for word in _SIDE))
 
     async def _open(self, what: str, *query: tuple[str, str]) -> WebSocketPipe:
         """Raises: Lost, NoRoom, BoxUnavailableError."""

@@ -94,6 +94,11 @@ def death(pod: Pod | None, *, answers: bool) -> Death:
         if code in (_KILLED, _TERMINATED) or ended.get("reason") in ("ContainerStatusUnknown", "StartError"):
             return Death(f"its container was ended from outside (exit code {code}) {ended.get('message', '')}".rstrip())
         return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
+    for first in status.get("initContainerStatuses", ()):
+        failed = first.get("state", {}).get("terminated") or {}
+        if failed.get("exitCode"):
+            said = f"{failed.get('reason', '')} {failed.get('message', '')}".strip()
+            return Death(f"its first container {first['name']!r} failed (exit code {failed['exitCode']}): {said}")
     if reason or status.get("phase") == "Failed":
         return Death(f"its pod failed: {reason} {message}".strip())
     return Death("the connection to its pod was lost" + ("" if answers else ": the API server does not answer"))

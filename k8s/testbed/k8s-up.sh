@@ -127,6 +127,7 @@ kubeAPIBurst: 200
 CONFIG
 
 # --- up ---
+umask 022 # a node's: with a stricter one containerd makes roots of containers that only root can enter
 ip addr show dev lo | grep -q "$ADDRESS/32" || ip addr add $ADDRESS/32 dev lo
 run etcd etcd --data-dir "$C/etcd" --unsafe-no-fsync --log-level warn \
   --listen-client-urls "http://127.0.0.1:$((PORT + 1))" --advertise-client-urls "http://127.0.0.1:$((PORT + 1))" \

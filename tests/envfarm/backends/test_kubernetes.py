@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,7 @@ from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.kubernetes import KubernetesBackend
 from envfarm.backends.owners import BOX, OWNER, owner_label, pid_of
 from envfarm.box import Box, ExecResult
-from envfarm.errors import BoxDied, BoxUnavailableError
+from envfarm.errors import BoxDied, BoxUnavailableError, InfraError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
 from tests.envfarm.backends.test_docker import TRICKS, envfarm
@@ -52,11 +53,17 @@ def left(owner: str) -> list[str]:
     return kubectl("get", "pods", "-l", f"{OWNER}={owner}", "-o", "name").split()
 
 
+def until_gone(owner: str) -> None:
+    """Deleted pods go when a busy node has come to it; the tests' time limit is the end of patience."""
+    while left(owner):
+        time.sleep(0.5)
+
+
 @pytest.mark.parametrize("check", [c for c in CHECKS if c not in FAILS])
 def test_conformance(check: str) -> None:
     (finding,) = with_backend(lambda b: check_backend(b, only=[check]))
     assert finding.ok, finding.detail
-    assert left(owner_label()) == []
+    until_gone(owner_label())
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -116,12 +123,12 @@ def test_a_deleted_pod_and_a_deadline_are_deaths_of_the_farm() -> None:
             await box.exec("true")
 
     async def use_up(backend: KubernetesBackend) -> None:
-        box = await backend.start(msgspec.structs.replace(SMALL, exec_timeout_s=60.0))
-        with pytest.raises(BoxDied, match=r"deadline passed|removed"):
+        with pytest.raises(InfraError, match=r"deadline passed|removed"):  # on a busy machine it passes as the pod comes up
+            box = await backend.start(msgspec.structs.replace(SMALL, exec_timeout_s=120.0))
             await box.exec("sleep 1000")
 
     with_backend(use)
-    with_backend(use_up, slack_s=5 - SMALL.lifetime_s)
+    with_backend(use_up, slack_s=20 - SMALL.lifetime_s)
 
 
 OWNER_SCRIPT = """
@@ -148,8 +155,7 @@ def test_nothing_outlives_a_killed_owner() -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    kubectl("wait", "--for=delete", "--timeout=240s", "pod", "-l", f"{OWNER}={label}")
-    assert left(label) == []
+    until_gone(label)
 
 
 # --- what a cluster may lack ------------------------------------------------------------------------------------------

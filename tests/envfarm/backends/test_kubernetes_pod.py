@@ -98,6 +98,12 @@ def ended(code: int, reason: str = "Error") -> dict[str, Any]:
         (seen("Failed", state=ended(137, "OOMKilled")), "out of memory", True, "memory"),
         (seen("Failed", state=ended(137)), "ended from outside .exit code 137", False, None),
         (seen("Failed", state=ended(139)), "made to end .exit code 139", True, None),
+        (
+            seen("Failed", initContainerStatuses=[{"name": "folders", "state": ended(1)}]),
+            "its first container 'folders' failed .exit code 1.: Error",
+            False,
+            None,
+        ),
         (seen("Failed", reason="DeadlineExceeded"), "its deadline passed", False, None),
         (seen("Failed", reason="Evicted", message="The node was low on resource: memory."), "node n1 evicted it", False, None),
         (
