@@ -47,7 +47,7 @@ def start(run_file: Path, out: Path) -> subprocess.Popen[str]:
 
 def finish(run_file: Path, out: Path) -> dict[str, Any]:
     process = start(run_file, out)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=480)
     assert process.returncode == 0, output
     return json.loads((out / "summary.json").read_text())
 
