@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from envfarm.backends import kubernetes_states as states
 from envfarm.backends import remote_side
+from envfarm.backends.kubernetes_api import FORBIDDEN, NOT_FOUND
 from envfarm.backends.kubernetes_link import Link, Refused, WebSocketPipe
 from envfarm.backends.kubernetes_manifest import CONTAINER
 from envfarm.backends.kubernetes_watch import PodWatch
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.errors import BoxUnavailableError, InfraError
 
-_FORBIDDEN, _NOT_FOUND = 403, 404
 _START_S = 600.0
 """A node may have to get the image first."""
 
@@ -102,12 +102,12 @@ class PodStreams:
         try:
             return await self._cluster.link.stream(path, streams)
         except Refused as refused:
-            if refused.status == _FORBIDDEN:
+            if refused.status == FORBIDDEN:
                 raise BoxUnavailableError(
                     f"the cluster forbids this user to use a box: it needs the verbs get and create on pods/{what} in namespace "
                     f"{self._cluster.namespace!r}"
                 ) from None
-            raise (Lost if refused.status in (0, _NOT_FOUND) else NoRoom) from None
+            raise (Lost if refused.status in (0, NOT_FOUND) else NoRoom) from None
 
     async def death(self) -> Death:
         pod = await self._until(lambda pod: pod is None or states.over(pod), _LEARN_S)

@@ -14,18 +14,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from envfarm.box import Backend, Box, BoxSpec
+from envfarm.box import Backend, Box
 from envfarm.hostile.bait import Bait
+from envfarm.testing.backend_checks import SMALL
 
-LIMITS = BoxSpec(
-    image="envfarm/python",
-    memory_bytes=96 << 20,
-    pids=24,
-    disk_bytes=8 << 20,
-    output_bytes=4096,
-    exec_cpu_s=20.0,
-    exec_timeout_s=60.0,
-)
+LIMITS = msgspec.structs.replace(SMALL, image="envfarm/python", exec_cpu_s=20.0, exec_timeout_s=60.0)
 """Of an attempt's box: sizes that are reached in a moment, time even for a slow place."""
 
 
@@ -83,5 +76,5 @@ class Attempt(Protocol):
     def group(self) -> str: ...
 
     async def play(self, place: Place) -> Seen:
-        """Raises: BoxUnavailableError, InfraError (counted as a success of the agent's)."""
+        """Raises: BoxUnavailableError, EpisodeError (counted as a success of the agent's)."""
         ...

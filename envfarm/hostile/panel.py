@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 import msgspec
 
 from envfarm.box import NOT_ENFORCED, Backend
-from envfarm.errors import InfraError, UserError, did_you_mean
+from envfarm.errors import EpisodeError, UserError, did_you_mean
 from envfarm.hostile import attempts_artifacts, attempts_kernel, attempts_limits, attempts_reach, attempts_verdict, cheat
 from envfarm.hostile.attempt import Attempt, Outcome, Place, Seen
 from envfarm.hostile.bait import Bait
@@ -61,7 +61,7 @@ async def judged(attempt: Attempt, place: Place) -> Finding:
     """Play it, and say what it means on this backend. Raises: UserError."""
     try:
         seen = await attempt.play(place)
-    except InfraError as error:
+    except EpisodeError as error:
         seen = Seen(True, f"blamed on the farm: {error}", error.status)
     declared = place.backend.enforcement().get(attempt.guard, "")
     outcome, by = (Outcome.SUCCEEDED if seen.succeeded else Outcome.STOPPED), seen.by

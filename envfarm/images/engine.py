@@ -27,10 +27,9 @@ def load(api: Any, recipe: Recipe) -> bool:
         return False
     changes = [f"LABEL {LABEL}={recipe.digest}", 'CMD ["/bin/sh"]']
     try:
-        for tag in tags[:1]:
-            ask(api.import_image_from_file, str(tar_of(recipe.tag)), repository=recipe.name, tag=tag, changes=changes)
-        for tag in tags[1:]:
-            ask(api.tag, recipe.tag, recipe.name, tag, force=True)
+        ask(api.import_image_from_file, str(tar_of(recipe.tag)), repository=recipe.name, tag=recipe.digest, changes=changes)
+        if recipe.name in BASES:
+            ask(api.tag, recipe.tag, recipe.name, "latest", force=True)
     except EngineError as error:
         raise ImageError(f"{recipe.tag} could not be loaded into the Docker engine: {error.said}") from None
     return True
