@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from envfarm.comparison import Comparison
 from envfarm.errors import BoxUnavailableError, InfraError, UserError
 from envfarm.images.build import cache, how_to_build
@@ -26,6 +28,8 @@ from envfarm.worker.fresh import Job, play_all
 IMAGES = "ENVFARM_IMAGES"
 AT_ONCE = 4
 """Episodes of one cell."""
+PATIENCE = 10.0
+"""A command's limits in seconds are stretched, the reference's too: what a slow kernel (gVisor's) makes of a clock is no text."""
 
 Played = list[Transcript] | str
 """Of an environment's cases in one cell; or why there are none."""
@@ -52,6 +56,7 @@ class Finding:
 
 async def identity(specs: Sequence[EnvSpec], cells: Sequence[Cell], count: int) -> AsyncIterator[Finding]:
     """As they are done: the reference's findings, with nothing to differ from, then each cell's. `count` instances each."""
+    specs = [_patient(spec) for spec in specs]
     cases = {spec.id: list(cases_of(spec, count)) for spec in specs}
     expected: dict[str, Played] = {}
     for cell in (REFERENCE, *cells):
@@ -62,6 +67,12 @@ async def identity(specs: Sequence[EnvSpec], cells: Sequence[Cell], count: int) 
                 yield Finding(spec.id, cell, reason=f"nothing to compare with: {expected[spec.id]}")
         async for spec, played in _play(cell, playable, cases):
             yield _finding(cell, cases[spec.id], expected.setdefault(spec.id, played), played)
+
+
+def _patient(spec: EnvSpec) -> EnvSpec:
+    limits = spec.limits
+    seconds = {"exec_cpu_s": limits.exec_cpu_s * PATIENCE, "exec_timeout_s": limits.exec_timeout_s * PATIENCE}
+    return replace(spec, limits=replace(limits, **seconds))
 
 
 async def _play(cell: Cell, specs: Sequence[EnvSpec], cases: Mapping[str, list[Case]]) -> AsyncIterator[tuple[EnvSpec, Played]]:
