@@ -4,10 +4,12 @@
     ├── UserError                 what a person can mend: printed without a traceback, exit code 2
     │   ├── SpecError             an environment's YAML, with file:line:column
     │   ├── RunFileError          a run file's YAML, with file:line:column
+    │   ├── FarmFileError         a farm's YAML, with file:line:column
     │   ├── UnknownIdError        no environment of that id (near matches named)
     │   ├── MissingDependencyError  a package or program that must be installed (which command installs it)
     │   ├── CapabilityError       an engine or backend cannot do what the run needs
     │   ├── BoxUnavailableError   no box can be made on this machine (which setting or package)
+    │   │   └── NoRoomError       not now: a quota, or every node, is full
     │   ├── StoreError            not a store, damaged, or of another schema version
     │   ├── RunLockedError        another trainer holds this run directory
     │   └── RunHaltedError        too many episodes failed: the error budget is spent
@@ -76,6 +78,10 @@ class RunFileError(UserError):
     pass
 
 
+class FarmFileError(UserError):
+    pass
+
+
 class UnknownIdError(UserError):
     pass
 
@@ -89,6 +95,10 @@ class CapabilityError(UserError):
 
 
 class BoxUnavailableError(UserError):
+    pass
+
+
+class NoRoomError(BoxUnavailableError):
     pass
 
 

@@ -50,23 +50,66 @@ class Engine(Protocol):
     """Base images that are known to be as their recipe says."""
 
 
-class Container:
+class AttachedContainer:
+    """The streams of a container that runs, whoever made it."""
+
+    def __init__(self, engine: Engine, spec: BoxSpec, name: str):
+        self._engine, self._spec, self._name = engine, spec, name
+        self._main: SocketPipe | None = None
+
+    async def open_main(self) -> SocketPipe:
+        """Process 1 says nothing before it is spoken to: nothing of its output was lost."""
+        api, streams = self._engine.api, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        try:
+            self._main = _pipe(await self._engine.call(api.attach_socket, self._name, streams))
+        except EngineError:
+            raise Lost from None
+        return self._main
+
+    async def open_side(self, *, crowded: bool) -> SocketPipe:
+        api, call = self._engine.api, self._engine.call
+        user = f"{rootfs.UID}:{rootfs.GID}"
+        try:
+            if crowded:
+                await call(_limit_processes, api, self._name, self._spec.pids + OURS + _ROOM)
+            made = await call(api.exec_create, self._name, remote_side.ENTRY, stdin=True, user=user, workdir="/")
+            pipe = _pipe(await call(api.exec_start, made["Id"], socket=True))
+            if crowded:
+                await call(_limit_processes, api, self._name, self._spec.pids + OURS)
+            return pipe
+        except EngineError as error:
+            raise (NoRoom if error.status and await self._runs() else Lost) from None
+
+    async def _runs(self) -> bool:
+        try:
+            return (await self._engine.call(self._engine.api.inspect_container, self._name))["State"]["Running"]
+        except EngineError:
+            return False
+
+    def disconnect(self) -> None:
+        """Idempotent."""
+        if self._main is not None:
+            self._main.close()
+
+
+class Container(AttachedContainer):
+    """A container of this process's own."""
+
     def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
         """`configuration`: arguments of docker-py's `create_container`."""
-        self._engine, self._spec, self._configuration = engine, spec, configuration
+        super().__init__(engine, spec, configuration["name"])
+        self._configuration = configuration
         self._id: str | None = None
         self._creating: asyncio.Future[dict[str, Any]] | None = None
         self._removed = False
-        self._main: SocketPipe | None = None
 
     async def create(self) -> None:
-        """Create it, attach, start it: in this order nothing of its output is lost. Raises: BoxUnavailableError, InfraError."""
+        """Create it and start it. Raises: BoxUnavailableError, InfraError."""
         api, call = self._engine.api, self._engine.call
         try:
             await self._require_current(self._spec.image)
             self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
             self._id = (await asyncio.shield(self._creating))["Id"]
-            self._main = _pipe(await call(api.attach_socket, self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
             await call(api.start, self._id)
         except EngineError as error:
             if error.status == _NOT_FOUND and self._id is None:
@@ -81,30 +124,6 @@ class Container:
         if labels.get(LABEL, base(image).digest) != base(image).digest:
             raise BoxUnavailableError(missing(image))
         self._engine.current.add(image)
-
-    async def open_main(self) -> SocketPipe:
-        assert self._main is not None
-        return self._main
-
-    async def open_side(self, *, crowded: bool) -> SocketPipe:
-        api, call = self._engine.api, self._engine.call
-        user = f"{rootfs.UID}:{rootfs.GID}"
-        try:
-            if crowded:
-                await call(_limit_processes, api, self._id, self._spec.pids + OURS + _ROOM)
-            made = await call(api.exec_create, self._id, remote_side.ENTRY, stdin=True, user=user, workdir="/")
-            pipe = _pipe(await call(api.exec_start, made["Id"], socket=True))
-            if crowded:
-                await call(_limit_processes, api, self._id, self._spec.pids + OURS)
-            return pipe
-        except EngineError as error:
-            raise (NoRoom if error.status and await self._runs() else Lost) from None
-
-    async def _runs(self) -> bool:
-        try:
-            return (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]["Running"]
-        except EngineError:
-            return False
 
     async def death(self) -> Death:
         """Of a live process 1 nothing but its own end, a kill from outside or the engine's end closes the streams. The
@@ -151,8 +170,7 @@ class Container:
         if self._removed:
             return
         self._removed = True
-        if self._main is not None:
-            self._main.close()
+        self.disconnect()
         if self._creating is not None:
             try:
                 made = await self._creating  # it cannot be called off
