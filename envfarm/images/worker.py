@@ -95,7 +95,8 @@ def build_worker(recipe: WorkerRecipe) -> bool:
         _try(root_of(below.tag), packages)
         shutil.copyfile(tar_of(below.tag), work / "image.tar")
         owned = ["--owner=0", "--group=0", "--numeric-owner", "--mode=u+rwX,go+rX,go-w", f"--mtime=@{SOURCE_DATE_EPOCH}"]
-        subprocess.run(["tar", "-C", name, "--sort=name", *owned, "-rf", str(work / "image.tar"), PACKAGES_FOLDER], check=True)
+        files = [f"{PACKAGES_FOLDER}/{path.name}" for path in sorted(packages.iterdir())]  # the folder itself is in the image
+        subprocess.run(["tar", "-C", name, "--sort=name", *owned, "-rf", str(work / "image.tar"), *files], check=True)
         (work / "image.tar").replace(target)
     return True
 
