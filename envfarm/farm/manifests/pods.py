@@ -38,7 +38,7 @@ def keeper(farm: FarmFile) -> dict[str, Any]:
     """There is never a second one: the old one is gone before a new one starts."""
     container = {
         "command": ["python3", "-m", "envfarm.farm"],
-        "args": [f"{CONFIG_FOLDER}/{FARM_YAML}", "--listen", f"0.0.0.0:{KEEPER_PORT}", "--home", "/tmp/keeper"],
+        "args": [f"{CONFIG_FOLDER}/{FARM_YAML}", "--listen", f"0.0.0.0:{KEEPER_PORT}"],
         **_probed({"tcpSocket": {"port": KEEPER_PORT}}),
     }
     mounted = {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}
