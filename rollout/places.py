@@ -1,10 +1,13 @@
-"""What a run is played on: worker processes of this machine, or actors of a Ray cluster where the run file says `ray:`."""
+"""What a run is played on: worker processes of its own, those of a farm (`farm:`), or actors of a Ray cluster (`ray:`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from envfarm.errors import UserError
+from envfarm.farm.pool import FarmPool
 from envfarm.spec import EnvSpec
 from envfarm.worker.pool import WorkerPool
 from rollout.build import ModelFolder, embedded_engine
@@ -41,7 +44,7 @@ class Startable(Protocol):
 
 
 class LocalPlace(Pool, Startable, Protocol):
-    """`envfarm.worker.pool.WorkerPool`."""
+    """`envfarm.worker.pool.WorkerPool`, `envfarm.farm.pool.FarmPool`."""
 
 
 class RemotePlace(Host, Startable, Protocol):
@@ -51,13 +54,30 @@ class RemotePlace(Host, Startable, Protocol):
 Place = LocalPlace | RemotePlace
 
 
-def make_place(
-    run: RolloutFile, specs: Mapping[str, EnvSpec], *, backend: str | None = None, workers: int | None = None
-) -> Place:
-    """Not started yet. Raises: MissingDependencyError where `ray:` is asked for and Ray is not installed."""
-    backend, workers = backend or run.backend, workers or run.workers
+@dataclass(frozen=True)
+class Where:
+    """What a command line says about where to play; None: as the run file has it, else the default."""
+
+    backend: str | None = None
+    workers: int | None = None
+    farm: str | None = None
+
+    def pool(self, specs: Mapping[str, EnvSpec]) -> LocalPlace:
+        """Not started yet. Raises: UserError where a farm is asked for, and what it decides too."""
+        if self.farm is None:
+            return WorkerPool(list(specs.values()), backend=self.backend or "bubblewrap", workers=self.workers or 2)
+        if self.backend is not None or self.workers is not None:
+            raise UserError(f"the farm {self.farm!r} has workers and boxes of its own: leave out --backend and --workers")
+        return FarmPool(list(specs.values()), self.farm)
+
+
+def make_place(run: RolloutFile, specs: Mapping[str, EnvSpec], where: Where = Where()) -> Place:
+    """Not started yet. Raises: as `Where.pool`; MissingDependencyError where `ray:` is asked for and Ray is not installed."""
+    if (farm := where.farm or run.farm) is not None:
+        return replace(where, farm=farm).pool(specs)
+    backend, workers = where.backend or run.backend, where.workers or run.workers
     if run.ray is None:
-        return WorkerPool(list(specs.values()), backend=backend, workers=workers)
+        return Where(backend, workers).pool(specs)
     from rollout.distributed import Fleet
 
     return Fleet(run.ray, specs, backend=backend, workers=workers, max_in_flight=run.engine.max_in_flight)

@@ -104,8 +104,9 @@ class FarmFile(FileModel):
             if pool.serves(env_id):
                 return number
         patterns = [pattern for pool in self.pools for pattern in pool.environments]
+        near = did_you_mean(env_id, patterns) or did_you_mean(f"{env_id.partition('/')[0]}/*", patterns)
         raise UserError(
-            f"the farm {self.farm!r} does not serve {env_id!r}{did_you_mean(env_id, patterns)}; its pools serve "
+            f"the farm {self.farm!r} does not serve {env_id!r}{near}; its pools serve "
             f"{', '.join(patterns)}. Add it to `environments` of a pool and bring the farm up again"
         )
 
