@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from envfarm.backends.kubernetes_api import NEEDED
-from envfarm.farm import KEEPER_VARIABLE, TOKEN_VARIABLE
+from envfarm.farm import KEEPER_PORT, KEEPER_VARIABLE, TOKEN_VARIABLE, WORKER_PORT
+from envfarm.farm.__main__ import arguments as keeper_arguments
 from envfarm.farm.file import read_farm
 from envfarm.farm.manifests import render, to_yaml, token_secret
+from envfarm.worker.__main__ import arguments as worker_arguments
 from tests.k8s.places import EVERYWHERE, K8S, Object, farm, objects, pod_templates
 
 Right = tuple[str, str, str]
@@ -98,9 +100,8 @@ def container(name: str) -> dict[str, Any]:
 
 def test_a_pool_is_a_deployment_of_what_it_serves() -> None:
     for number, (patterns, count) in enumerate(((["coding/*"], 2), (["games/maze-v0", "web/*"], 3))):
-        words = container(f"worker-{number}")["args"]
-        assert [word for flag, word in itertools.pairwise(words) if flag == "--env"] == patterns
-        assert words[words.index("--backend") + 1] == "farm"
+        given = worker_arguments(container(f"worker-{number}")["args"])
+        assert (given.env, given.backend, given.host, given.port) == (patterns, "farm", "0.0.0.0", WORKER_PORT)
         (deployment,) = (
             one for one in objects("two pools") if one["kind"] == "Deployment" and one["metadata"]["name"] == f"worker-{number}"
         )
@@ -114,7 +115,8 @@ def test_the_keeper_reads_the_farm_that_was_rendered(tmp_path: Any) -> None:
     (config,) = (one for one in objects("two pools") if one["kind"] == "ConfigMap")
     (tmp_path / "FARM.yaml").write_text(config["data"]["FARM.yaml"])
     assert read_farm(tmp_path / "FARM.yaml") == farm()
-    assert container("keeper")["args"][0] == "/etc/envfarm/FARM.yaml"
+    given = keeper_arguments(container("keeper")["args"])
+    assert (str(given.file), given.listen, given.on) == ("/etc/envfarm/FARM.yaml", f"0.0.0.0:{KEEPER_PORT}", None)
 
 
 def test_the_token_is_referred_to_and_never_rendered() -> None:
@@ -124,9 +126,8 @@ def test_the_token_is_referred_to_and_never_rendered() -> None:
     for name in ("keeper", "worker-0"):
         named = {one["name"]: one for one in container(name)["env"]}
         assert named[TOKEN_VARIABLE]["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "token"}
-    assert {one["name"]: one.get("value") for one in container("worker-1")["env"]}[
-        KEEPER_VARIABLE
-    ] == "http://keeper.lab.svc:7077"
+    named = {one["name"]: one.get("value") for one in container("worker-1")["env"]}
+    assert named[KEEPER_VARIABLE] == "http://keeper.lab.svc:7077/pools/1"
 
 
 def test_the_cluster_holds_the_farm_to_its_boxes() -> None:

@@ -26,7 +26,7 @@ def worker_name(pool: int) -> str:
 
 
 def keeper_url(farm: FarmFile) -> str:
-    """As its pods see it."""
+    """As pods of the cluster see it."""
     return f"http://{KEEPER}.{target_of(farm).namespace}.svc:{KEEPER_PORT}"
 
 

@@ -59,7 +59,7 @@ def workers(farm: FarmFile, pool: int) -> dict[str, Any]:
     }  # fmt: skip
     labels = selector(farm, WORKER, pool)
     template = _template(farm, WORKER, labels, WORKER_PORT, container, [])
-    template["spec"]["containers"][0]["env"].append({"name": KEEPER_VARIABLE, "value": keeper_url(farm)})
+    template["spec"]["containers"][0]["env"].append({"name": KEEPER_VARIABLE, "value": f"{keeper_url(farm)}/pools/{pool}"})
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 1}}
     return _deployment(farm, worker_name(pool), farm.pools[pool].workers, labels, template, rolling)
 
