@@ -57,7 +57,7 @@ def expected(*, ray: bool) -> set[Edge]:
     workers, rollouts = ("worker", "another worker"), ("rollout", "another rollout")
     made = {(w, "keeper", KEEPER_PORT) for w in (*workers, *rollouts)}
     made |= {(source, w, WORKER_PORT) for source in (*rollouts, "keeper") for w in workers}
-    made |= {(one, "names", DNS) for one in ("keeper", *workers, *rollouts)}
+    made |= {(one, "names", DNS) for one in rollouts}
     reached = ("API server", "internet", "elsewhere", "names")  # by address the API server cannot be told from others
     made |= {(one, target, port) for one in ("keeper", *workers) for target in reached for port in API_SERVER_PORTS}
     if ray:

@@ -127,7 +127,10 @@ def test_the_token_is_referred_to_and_never_rendered() -> None:
         named = {one["name"]: one for one in container(name)["env"]}
         assert named[TOKEN_VARIABLE]["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "token"}
     named = {one["name"]: one.get("value") for one in container("worker-1")["env"]}
-    assert named[KEEPER_VARIABLE] == "http://keeper.lab.svc:7077/pools/1"
+    assert named[KEEPER_VARIABLE] == "http://$(KEEPER_SERVICE_HOST):7077/pools/1"
+    kinds = [one["kind"] for one in objects("two pools")]
+    assert kinds.index("Service") < kinds.index("Deployment"), "a pod hears of the Services that were there before it"
+    assert pod_templates(objects("two pools"))["Deployment worker-1"]["spec"]["enableServiceLinks"] is True
 
 
 def test_the_cluster_holds_the_farm_to_its_boxes() -> None:

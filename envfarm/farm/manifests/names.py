@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from envfarm.farm import FARM_LABEL, KEEPER_PORT, POOL_LABEL, ROLE_LABEL
+from envfarm.farm import FARM_LABEL, POOL_LABEL, ROLE_LABEL
 from envfarm.farm.file import FarmFile, KubernetesTarget
 
 KEEPER, WORKER, ROLLOUT = "keeper", "worker", "rollout"
@@ -23,11 +23,6 @@ def target_of(farm: FarmFile) -> KubernetesTarget:
 
 def worker_name(pool: int) -> str:
     return f"{WORKER}-{pool}"
-
-
-def keeper_url(farm: FarmFile) -> str:
-    """As pods of the cluster see it."""
-    return f"http://{KEEPER}.{target_of(farm).namespace}.svc:{KEEPER_PORT}"
 
 
 def selector(farm: FarmFile, role: str, pool: int | None = None) -> dict[str, str]:

@@ -48,8 +48,8 @@ def policies(farm: FarmFile) -> list[dict[str, Any]]:
     return [
         _closed(farm, boxes=True),
         _closed(farm, boxes=False),
-        _open(farm, KEEPER, [come(KEEPER_PORT, WORKER, ROLLOUT)], [to_worker, _API_SERVER, _DNS]),
-        _open(farm, WORKER, [come(WORKER_PORT, ROLLOUT, KEEPER)], [to_keeper, _API_SERVER, _DNS]),
+        _open(farm, KEEPER, [come(KEEPER_PORT, WORKER, ROLLOUT)], [to_worker, _API_SERVER]),
+        _open(farm, WORKER, [come(WORKER_PORT, ROLLOUT, KEEPER)], [to_keeper, _API_SERVER]),
         _open(farm, ROLLOUT, [], [to_keeper, to_worker, _DNS]),
     ]
 

@@ -14,7 +14,7 @@ import yaml
 
 from envfarm.farm import KEEPER_PORT, KEEPER_VARIABLE, TOKEN_VARIABLE, WORKER_PORT
 from envfarm.farm.file import FarmFile
-from envfarm.farm.manifests.names import KEEPER, WORKER, keeper_url, made, selector, target_of, worker_name
+from envfarm.farm.manifests.names import KEEPER, WORKER, made, selector, target_of, worker_name
 from envfarm.farm.manifests.token import token_variable
 
 UID = 1000
@@ -49,7 +49,8 @@ def keeper(farm: FarmFile) -> dict[str, Any]:
 
 
 def workers(farm: FarmFile, pool: int) -> dict[str, Any]:
-    """Of one pool. They find the keeper by its Service, and boxes through it."""
+    """Of one pool. They find the keeper by its Service, whose address the cluster puts into their environment, so that they need
+    no name server; and boxes through it."""
     patterns = [word for pattern in farm.pools[pool].environments for word in ("--env", pattern)]
     container = {
         "args": [
@@ -59,7 +60,9 @@ def workers(farm: FarmFile, pool: int) -> dict[str, Any]:
     }  # fmt: skip
     labels = selector(farm, WORKER, pool)
     template = _template(farm, WORKER, labels, WORKER_PORT, container, [])
-    template["spec"]["containers"][0]["env"].append({"name": KEEPER_VARIABLE, "value": f"{keeper_url(farm)}/pools/{pool}"})
+    url = f"http://$({KEEPER.upper()}_SERVICE_HOST):{KEEPER_PORT}/pools/{pool}"
+    template["spec"]["containers"][0]["env"].append({"name": KEEPER_VARIABLE, "value": url})
+    template["spec"]["enableServiceLinks"] = True
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 1}}
     return _deployment(farm, worker_name(pool), farm.pools[pool].workers, labels, template, rolling)
 
