@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from envfarm.backends import owners
+from envfarm.backends import docker_gvisor, owners
 from envfarm.backends.docker_config import RUNSC, configuration, enforcement
 from envfarm.backends.docker_container import Container, EngineError, remove
+from envfarm.backends.docker_gvisor import GvisorContainer
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, MissingDependencyError
@@ -147,7 +148,10 @@ class DockerBackend(RemoteBackend):
         return self._api
 
     def _streams(self, spec: BoxSpec, name: str) -> Container:
-        return Container(self, spec, configuration(spec, self.runtime, owners.labels(name, self._deadline_s(spec))))
+        labels = owners.labels(name, self._deadline_s(spec))
+        if self.runtime == RUNSC:
+            return GvisorContainer(self, spec, docker_gvisor.configuration(spec, labels))
+        return Container(self, spec, configuration(spec, self.runtime, labels))
 
 
 class GvisorBackend(DockerBackend):

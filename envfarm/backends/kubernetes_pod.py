@@ -44,6 +44,8 @@ class Cluster(Protocol):
 
 
 class PodStreams:
+    apart = False
+
     def __init__(self, cluster: Cluster, manifest: dict[str, Any]):
         self._cluster, self._manifest = cluster, manifest
         self._name: str = manifest["metadata"]["name"]
