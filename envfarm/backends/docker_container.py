@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from envfarm.backends import remote_side, rootfs
 from envfarm.backends.docker_stream import SocketPipe
 from envfarm.backends.limits import OURS
+from envfarm.backends.owners import BOX
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, InfraError
@@ -41,8 +42,9 @@ class Engine(Protocol):
         """A blocking call of it, in a thread. Raises: EngineError."""
         ...
 
-    left: int
-    """Containers that could not be removed."""
+    def leave(self, box: str) -> None:
+        """To the reaper: it could not be removed."""
+        ...
 
     current: set[str]
     """Base images that are known to be as their recipe says."""
@@ -147,7 +149,8 @@ class Container:
                 made = await self._creating  # it cannot be called off
                 await self._engine.call(remove, self._engine.api, made["Id"])
             except EngineError as error:
-                self._engine.left += error.status not in (_NOT_FOUND, _CONFLICT)
+                if error.status not in (_NOT_FOUND, _CONFLICT):
+                    self._engine.leave(self._configuration["labels"][BOX])
 
 
 def ended_from_outside(state: dict[str, Any]) -> Death:

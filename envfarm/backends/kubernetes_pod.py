@@ -35,7 +35,7 @@ class Cluster(Protocol):
     watch: PodWatch
 
     async def admit(self, manifest: dict[str, Any]) -> None:
-        """Create a pod; waits while a quota is used up. Raises: BoxUnavailableError, InfraError."""
+        """Create a pod; waits while a quota is used up or the API server is away. Raises: BoxUnavailableError, InfraError."""
         ...
 
     async def delete(self, name: str) -> None:

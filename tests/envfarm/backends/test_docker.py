@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
 from tests.envfarm.backends import remote_scenes
 from tests.envfarm.backends.remote_scenes import with_backend
+from tests.testbed import needs_root, require_gvisor
 
 on_engine = pytest.mark.docker
 
@@ -40,11 +40,6 @@ RUNSC_PATIENCE = 8.0
 """Every system call is some thirty times slower there, and gVisor's CPU seconds are an estimate by wall clock."""
 
 
-def require(kind: type[DockerBackend]) -> None:
-    if kind is GvisorBackend and "runsc" not in connect().info()["Runtimes"]:
-        pytest.skip("the engine has no runtime runsc")
-
-
 def owned(api: Any) -> list[dict[str, Any]]:
     return api.containers(all=True, filters={"label": BOX})
 
@@ -59,7 +54,7 @@ def test_conformance(check: str) -> None:
 @on_engine
 @pytest.mark.parametrize("check", [c for c in CHECKS if c not in RUNSC_FAILS])
 def test_conformance_in_gvisor(check: str) -> None:
-    require(GvisorBackend)
+    require_gvisor()
     (finding,) = with_backend(GvisorBackend, lambda b: check_backend(b, only=[check], patience=RUNSC_PATIENCE))
     assert finding.ok, finding.detail
 
@@ -103,10 +98,11 @@ async def process_of(backend: DockerBackend, box: Box) -> int:
 
 
 @on_engine
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to kill a container's process")
+@needs_root
 @pytest.mark.parametrize("kind", [DockerBackend, GvisorBackend])
 def test_a_killed_box_died_and_is_no_result(kind: type[DockerBackend]) -> None:
-    require(kind)
+    if kind is GvisorBackend:
+        require_gvisor()
     remote_scenes.a_box_killed_from_outside_died(kind, process_of)
 
 
@@ -138,6 +134,18 @@ def test_a_box_past_its_deadline_is_removed_by_any_reaper() -> None:
             await box.exec("true")
 
     with_backend(DockerBackend, use, slack_s=-SMALL.lifetime_s - 5)
+
+
+@on_engine
+def test_what_could_not_be_removed_the_reaper_removes() -> None:
+    async def use(backend: DockerBackend) -> None:
+        box, kept = await backend.start(SMALL), await backend.start(SMALL)
+        (found,) = [c for c in owned(backend.api) if c["Labels"][BOX] == box.id]
+        backend.leave(box.id)
+        await asyncio.to_thread(backend.api.wait, found["Id"], timeout=60, condition="removed")
+        assert (await kept.exec("echo kept")).stdout == b"kept\n"
+
+    with_backend(DockerBackend, use)
 
 
 @on_engine

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +14,19 @@ import pytest
 
 from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.kubernetes import KubernetesBackend
-from envfarm.backends.owners import BOX, OWNER, owner_label, pid_of
+from envfarm.backends.owners import BOX, OWNER, owner_label
 from envfarm.box import Box
 from envfarm.errors import BoxDied, BoxUnavailableError, InfraError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
+from tests import testbed
 from tests.envfarm.backends import remote_scenes
 from tests.envfarm.backends.remote_scenes import with_backend
+from tests.testbed import kubectl, needs_root
 
 pytestmark = pytest.mark.kubernetes
 
 FAILS = {"network": "a pod has an interface; what passes through it is for a NetworkPolicy, which the test bed does not enforce"}
-
-
-def kubectl(*arguments: str, text: str = "") -> str:
-    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def left(owner: str) -> list[str]:
@@ -59,25 +54,14 @@ def test_what_the_agent_does_to_its_box_is_its_own_doing(trick: str) -> None:
 # --- deaths and what is left ------------------------------------------------------------------------------------------
 
 
-def first_process_of(namespace: str) -> int:
-    """On this machine, the process 1 of a process namespace, as `readlink /proc/self/ns/pid` names it inside."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(entry / "ns/pid") != namespace:
-                continue
-            numbers = (entry / "status").read_text().split("\nNSpid:\t")[1].split("\n")[0].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if numbers[-1] == "1":
-            return int(entry.name)
-    raise AssertionError(f"no process of {namespace} on this machine")
-
-
 async def process_of(backend: KubernetesBackend, box: Box) -> int:
-    return first_process_of((await box.exec("readlink /proc/self/ns/pid")).stdout.decode().strip())
+    (pod,) = [p for p in testbed.pods({os.getpid()}) if p["metadata"]["name"] == box.id]
+    process = testbed.process_of_pod(pod)
+    assert process is not None
+    return process
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to kill a pod's process")
+@needs_root
 def test_a_killed_box_died_and_is_no_result() -> None:
     remote_scenes.a_box_killed_from_outside_died(KubernetesBackend, process_of)
 
@@ -100,8 +84,7 @@ def test_a_deleted_pod_and_a_deadline_are_deaths_of_the_farm() -> None:
 
 def test_nothing_outlives_a_killed_owner() -> None:
     def boxes_of(pid: int) -> list[str]:
-        template = f"jsonpath={{.items[*].metadata.labels.{OWNER.replace('.', chr(92) + '.')}}}"
-        return [owner for owner in kubectl("get", "pods", "-o", template).split() if pid_of(owner) == pid]
+        return [pod["metadata"]["labels"][OWNER] for pod in testbed.pods({pid})]
 
     until_gone(remote_scenes.an_owner_is_killed("kubernetes", boxes_of)[0])
 
