@@ -53,7 +53,12 @@ def pods(owners: Collection[int]) -> list[dict[str, Any]]:
 
 def process_of_container(container: dict[str, Any]) -> int | None:
     """On this machine, its first process; None where it does not run."""
-    return connect().inspect_container(container["Id"])["State"]["Pid"] or None
+    import docker.errors
+
+    try:
+        return connect().inspect_container(container["Id"])["State"]["Pid"] or None
+    except docker.errors.NotFound:  # it has ended meanwhile
+        return None
 
 
 def process_of_pod(pod: dict[str, Any]) -> int | None:

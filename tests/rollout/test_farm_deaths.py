@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Boxes = Callable[[set[int]], list[dict[str, Any]]]
 
 
-def a_box_is_killed(killed: str, folder: Path, backend: str, boxes: Boxes, process_of: Callable[[Any], int | None]) -> None:
+def a_box_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, process_of: Callable[[Any], int | None]) -> None:
     def kill(pool: WorkerPool) -> bool:
-        processes = [process_of(box) for box in boxes(set(pool.pids))]
-        for process in filter(None, processes):
-            os.kill(process, signal.SIGKILL)
-        return any(processes)
+        killed = 0
+        for process in filter(None, map(process_of, boxes(set(pool.pids)))):
+            with suppress(ProcessLookupError):  # its episode has just ended
+                os.kill(process, signal.SIGKILL)
+                killed += 1
+        return killed > 0
 
-    record(killed, nothing_is_lost(folder, backend, kill, lambda played: left(boxes, played)))
+    record(what, nothing_is_lost(folder, backend, kill, lambda played: left(boxes, played)))
 
 
-def a_part_is_killed(killed: str, folder: Path, backend: str, boxes: Boxes, name: str) -> None:
+def a_part_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, name: str) -> None:
     part = Part(name)
 
     def kill(pool: WorkerPool) -> bool:
@@ -43,7 +46,7 @@ def a_part_is_killed(killed: str, folder: Path, backend: str, boxes: Boxes, name
         part.back()
         return left(boxes, played)
 
-    record(killed, nothing_is_lost(folder, backend, kill, left_when_back))
+    record(what, nothing_is_lost(folder, backend, kill, left_when_back))
 
 
 def left(boxes: Boxes, played: Played) -> int:
