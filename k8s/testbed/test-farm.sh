@@ -36,8 +36,9 @@ time_of() { # NAME COMMAND...
   printf '%6d s    %s%s\n' $((SECONDS - start)) "$1" "$([ $code = 0 ] || echo ': FAILED')" | tee -a "${CI_TIMES:-/dev/null}" >&2
   return $code
 }
-tests() { # MARKER [pytest arguments]: none of that marker among them is fine
+tests() { # MARKER [pytest arguments]: else all of that marker; that there is none among them is fine
   local code=0
+  [ $# -gt 1 ] || set -- "$1" $("$PYTHON" -c 'import sys; from tests.venvs import tests_of; print(*tests_of(sys.argv[1]))' "$1")
   "$PYTHON" -m pytest -m "$@" || code=$?
   [ $code = 5 ] || return $code
 }
