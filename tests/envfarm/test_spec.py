@@ -196,7 +196,7 @@ TASK = "envfarm: 1\nid: t/x-v0\nsandbox: {box: true}\ntask:\n  prompt: hello\n"
         ("reward: {range: [1, 0]}\n", "4:17", "low below high"),
         ("reward: {range: [0, 1], solved_at: 2}\n", "4:36", "outside reward.range"),
         ("requires: ['numpy >> 2']\n", "4:12", "not a requirement"),
-        ("task: {prompt: x, check: {expr: 'true'}}\n", "4:1", "key that says what runs (entry, task, harbor, openenv), found entry"),
+        ("task: {prompt: x, check: {expr: 'true'}}\n", "4:1", "what runs (entry, task, harbor, openenv), found entry"),
     ],
 )  # fmt: skip
 def test_every_mistake_is_told_at_its_place(body: str, place: str, says: str, tmp_path: Path) -> None:
