@@ -1,4 +1,5 @@
-"""What a run is played on: worker processes of its own, those of a farm (`farm:`), or actors of a Ray cluster (`ray:`)."""
+"""What a run is played on: worker processes of its own or those of a farm (`farm:`), from here or from the actors of a Ray
+cluster (`ray:`)."""
 
 from __future__ import annotations
 
@@ -63,24 +64,29 @@ class Where:
     farm: str | None = None
 
     def pool(self, specs: Mapping[str, EnvSpec]) -> LocalPlace:
-        """Not started yet. Raises: UserError where a farm is asked for, and what it decides too."""
+        """Not started yet. Raises: as `check`."""
+        self.check()
         if self.farm is None:
             return WorkerPool(list(specs.values()), backend=self.backend or "bubblewrap", workers=self.workers or 2)
-        if self.backend is not None or self.workers is not None:
-            raise UserError(f"the farm {self.farm!r} has workers and boxes of its own: leave out --backend and --workers")
         return FarmPool(list(specs.values()), self.farm)
+
+    def check(self) -> None:
+        """Raises: UserError where a farm is asked for, and what it decides too."""
+        if self.farm is not None and (self.backend is not None or self.workers is not None):
+            raise UserError(f"the farm {self.farm!r} has workers and boxes of its own: leave out --backend and --workers")
 
 
 def make_place(run: RolloutFile, specs: Mapping[str, EnvSpec], where: Where = Where()) -> Place:
-    """Not started yet. Raises: as `Where.pool`; MissingDependencyError where `ray:` is asked for and Ray is not installed."""
-    if (farm := where.farm or run.farm) is not None:
-        return replace(where, farm=farm).pool(specs)
+    """Not started yet. Raises: as `Where.check`; MissingDependencyError where `ray:` is asked for and Ray is not installed."""
+    farm = where.farm or run.farm
+    asked = replace(where, farm=farm)
+    asked.check()
     backend, workers = where.backend or run.backend, where.workers or run.workers
     if run.ray is None:
-        return Where(backend, workers).pool(specs)
+        return (asked if farm is not None else Where(backend, workers)).pool(specs)
     from rollout.distributed import Fleet
 
-    return Fleet(run.ray, specs, backend=backend, workers=workers, max_in_flight=run.engine.max_in_flight)
+    return Fleet(run.ray, specs, backend=backend, workers=workers, max_in_flight=run.engine.max_in_flight, farm=farm)
 
 
 def engine_maker(place: Place) -> EngineMaker:

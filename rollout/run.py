@@ -196,7 +196,7 @@ class RolloutFile(FileModel):
 
     @pydantic.model_validator(mode="after")
     def _one_place(self) -> RolloutFile:
-        said = sorted(self.model_fields_set & {"backend", "workers", "ray"}) if self.farm is not None else []
+        said = sorted(self.model_fields_set & {"backend", "workers"}) if self.farm is not None else []
         if said:
             raise ValueError(f"`farm` has workers and boxes of its own: leave out {' and '.join(f'`{key}`' for key in said)}")
         return self

@@ -50,6 +50,16 @@ def up(
 
 
 @farm.command()
+def render(file: Annotated[Path, _FILE]) -> None:
+    """Print the farm as Kubernetes objects, for `kubectl apply -f -` or a repository. Its token is a Secret of your own."""
+    from envfarm.farm.file import read_farm
+    from envfarm.farm.manifests import render as objects
+    from envfarm.farm.manifests import to_yaml
+
+    print(to_yaml(objects(read_farm(file, "kubernetes"))), end="")
+
+
+@farm.command()
 def down(name: Annotated[str, typer.Argument(help="A farm that is up on this machine.")]) -> None:
     """Take a farm down: boxes, workers, keeper. Sessions that are being played end as infrastructure errors."""
     from envfarm.farm.daemon import take_down
