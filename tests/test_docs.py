@@ -72,6 +72,7 @@ def written(snippet: Snippet, folder: Path) -> Path:
     """The snippet as a file, with what else its document names."""
     for other in snippets(snippet.document):
         if other.name:
+            (folder / other.name).parent.mkdir(parents=True, exist_ok=True)
             (folder / other.name).write_text(other.text)
     path = folder / (snippet.name or "snippet.yaml")
     path.write_text(snippet.text)

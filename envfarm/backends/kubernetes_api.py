@@ -22,7 +22,7 @@ TO_USE = (("get", "pods", "attach"), ("get", "pods", "exec"))
 NEEDED = (("create", "pods", ""), ("delete", "pods", ""), ("list", "pods", ""), ("watch", "pods", ""), *TO_USE)
 """Verb, resource, subresource: for boxes that somebody made, and for making them, too."""
 
-FORBIDDEN, NOT_FOUND = 403, 404
+FORBIDDEN, NOT_FOUND, CONFLICT = 403, 404, 409
 _UNAUTHORIZED = 401
 _CALLS_AT_ONCE = 16
 _TIMEOUT_S = (5, 60)  # to connect, to answer

@@ -40,7 +40,7 @@ class Cluster(Reached, Protocol):
     watch: PodWatch
 
     async def admit(self, manifest: dict[str, Any]) -> None:
-        """Create a pod; waits while a quota is used up. Raises: BoxUnavailableError, InfraError."""
+        """Create a pod; waits while a quota is used up or the API server is away. Raises: BoxUnavailableError, InfraError."""
         ...
 
     async def delete(self, name: str) -> None:
@@ -49,7 +49,9 @@ class Cluster(Reached, Protocol):
 
 
 class AttachedPod:
-    """The streams of a pod that runs, whoever made it: what a worker is allowed to use."""
+    """The streams of a pod that runs, whoever made it: all that a worker is allowed."""
+
+    apart = False
 
     def __init__(self, reached: Reached, name: str):
         self._reached, self._name = reached, name
@@ -84,6 +86,9 @@ class AttachedPod:
                     f"{self._reached.namespace!r}"
                 ) from None
             raise (Lost if refused.status in (0, NOT_FOUND) else NoRoom) from None
+
+    async def death(self) -> Death | None:
+        return None
 
     def disconnect(self) -> None:
         """Idempotent."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from envfarm.backends.owners import SLACK_S, Reaper
 from envfarm.backends.remote_box import RemoteBox
-from envfarm.backends.remote_streams import Pipe, Streams
+from envfarm.backends.remote_streams import Death, Pipe, Streams
 from envfarm.box import BoxSpec, Snapshot
 from envfarm.errors import InfraError
 
@@ -31,7 +31,13 @@ class Attached(Protocol):
 
     async def open_main(self) -> Pipe: ...
 
+    apart: bool
+
     async def open_side(self, *, crowded: bool) -> Pipe: ...
+
+    async def death(self) -> Death | None:
+        """None where only who made it can tell."""
+        ...
 
     def disconnect(self) -> None:
         """Close them. Idempotent."""
@@ -120,6 +126,12 @@ class RemoteBackend(ABC):
             self._reaper.start()
         name = f"box-{self._prefix}-{next(self._count)}"
         return Bare(name, self._streams(spec, name), time.time() + self._deadline_s(spec))
+
+    def leave(self, box: str) -> None:
+        """To the reaper: it could not be removed, as the engine or cluster does not answer just now."""
+        self.left += 1
+        if self._reaper is not None:
+            self._reaper.take(box)
 
     def _deadline_s(self, spec: BoxSpec) -> float:
         """From when it is made."""

@@ -38,10 +38,12 @@ class LeasedStreams:
         self._farm, self._spec, self._owner = farm, spec, owner
         self._box = ""
         self._streams: Attached | None = None
+        self.apart = False
 
     async def create(self) -> None:
         self._box = await self._farm.lease(self._spec, self._owner)
         self._streams = self._farm.attached(self._spec, self._box)
+        self.apart = self._streams.apart
 
     async def open_main(self) -> Pipe:
         assert self._streams is not None
@@ -52,7 +54,8 @@ class LeasedStreams:
         return await self._streams.open_side(crowded=crowded)
 
     async def death(self) -> Death:
-        return await self._farm.death(self._box)
+        assert self._streams is not None
+        return await self._streams.death() or await self._farm.death(self._box)
 
     async def remove(self) -> None:
         if self._streams is not None:
