@@ -26,7 +26,7 @@ from envfarm.testing.identity import Finding, identity
 from envfarm.testing.transcripts import POLICIES, Transcript, cases_of, compare, play
 from envfarm.worker.client import AsyncSession
 from envfarm.worker.local import LocalPool
-from tests.envfarm.backends.test_docker import require_gvisor
+from tests.testbed import require_gvisor
 
 MAZE = default_registry().get("games/maze-v0")
 CASE = next(cases_of(MAZE, 1))
