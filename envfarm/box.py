@@ -11,6 +11,7 @@ explanation raises `BoxDied` (an `InfraError`): never a reward.
 from __future__ import annotations
 
 import builtins
+import re
 from typing import Literal, Protocol
 
 import msgspec
@@ -22,6 +23,10 @@ CPU seconds spent, or still running after `exec_timeout_s`."""
 WORKDIR = "/task"
 """The working directory of every box: a tmpfs of `disk_bytes`, owned by the agent, empty at the start. Also HOME."""
 
+WRITABLE = re.compile(
+    r"/(?!(?:bin|boot|dev|etc|lib\w*|opt|proc|root|run|sbin|sys|task|tmp|usr|var)$)[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?"
+)
+"""What `BoxSpec.writable` may name: one name below `/`, and no directory that programs of the image need."""
 
 MAX_DEPTH = 64
 """Directories inside each other, of those that are listed, archived or kept in a snapshot."""
@@ -40,12 +45,15 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float = 1.0  # cores
     memory_bytes: int = 512 << 20
     pids: int = 64
-    disk_bytes: int = 256 << 20  # size of the workdir and of /tmp, together
+    disk_bytes: int = 256 << 20  # size of the workdir, of /tmp and of `writable`, together
     output_bytes: int = 1 << 20  # kept per stream and command; more is read and dropped, `limit="output"`
     network: Literal["none", "loopback"] = "none"
     exec_cpu_s: float = 5.0  # CPU seconds of one command and its children
     exec_timeout_s: float = 20.0  # wall-clock seconds of one command
     lifetime_s: float = 300.0  # at least this long it may live; what outlives its owner is removed some time later
+    writable: tuple[str, ...] = ()
+    """Further directories (`WRITABLE`) that are a tmpfs of the agent's, empty at the start, each of the workdir's size. What
+    the image has there is hidden."""
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,10 +81,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """A box's workdir and shell state (variables, functions, working directory). Background processes are not in it."""
+    """A box's files and shell state (variables, functions, working directory). Background processes are not in it."""
 
-    files: bytes  # a tar of the workdir
+    files: bytes  # a tar of the workdir; nothing where it stays empty
     shell: bytes  # what the shell sources to get its state back
+    more: dict[str, bytes] = {}  # directory of `BoxSpec.writable` -> its tar; one that is missing stays empty
+
+    def trees(self) -> dict[str, bytes]:
+        """Directory -> its tar, of those that are not empty."""
+        return {place: tar for place, tar in {WORKDIR: self.files, **self.more}.items() if tar}
 
 
 class Box(Protocol):
@@ -105,7 +118,8 @@ class Box(Protocol):
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Create or replace a file and its parent directories, owned by the agent.
 
-        Raises: OSError(ENOSPC) where the disk limit does not allow it, PermissionError outside workdir and /tmp, BoxDied.
+        Raises: OSError(ENOSPC) where the disk limit does not allow it, PermissionError outside workdir, /tmp and
+        `spec.writable`, BoxDied.
         """
         ...
 
@@ -127,7 +141,9 @@ class Box(Protocol):
         ...
 
     async def snapshot(self) -> Snapshot:
-        """The workdir and the shell's state. Raises: ValueError above 64 MiB or deeper than `MAX_DEPTH`, BoxDied."""
+        """The workdir, `spec.writable` and the shell's state.
+
+        Raises: ValueError above 64 MiB or deeper than `MAX_DEPTH`, BoxDied."""
         ...
 
     async def stop(self) -> None:
@@ -166,6 +182,7 @@ class SyncBox(Protocol):
     def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None: ...
     def list(self, path: str = WORKDIR, *, max_entries: int = 10_000) -> list[Entry]: ...
     def archive(self, paths: builtins.list[str], *, max_bytes: int = 16 << 20) -> dict[str, bytes]: ...
+    def snapshot(self) -> Snapshot: ...
 
 
 BACKENDS: dict[str, str] = {

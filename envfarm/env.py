@@ -29,7 +29,7 @@ import gymnasium
 import numpy as np
 
 from envfarm.blocks import Block, Blocks, as_blocks
-from envfarm.box import SyncBox
+from envfarm.box import Snapshot, SyncBox
 from envfarm.errors import VerifierFault
 from envfarm.seeding import generator
 from envfarm.tools import Action, ToolCall, ToolError, ToolSpec, parse_text, tools_of
@@ -51,8 +51,8 @@ class Scene:
     blocking: ClassVar[bool] = False
     """Whether its methods wait for others (a network): sessions get a thread of their own, as those with a box do."""
 
-    make_box: Callable[[], Any] | None = None
-    """Starts another box like the agent's; set by the session."""
+    make_box: Callable[..., Any] | None = None
+    """Starts another box like the agent's, empty or from a snapshot; set by the session."""
 
     def __init__(self, env_spec: EnvSpec):
         self.env_spec = env_spec
@@ -91,13 +91,13 @@ class Scene:
         return None
 
     @contextmanager
-    def fresh_box(self) -> Iterator[Any]:
-        """A box like the agent's and empty, for verification; stopped afterwards.
+    def fresh_box(self, snapshot: Snapshot | None = None) -> Iterator[Any]:
+        """A box like the agent's and empty (or with a snapshot's files), for verification; stopped afterwards.
 
         Raises: VerifierFault where the scene has no box or is not run by a session, InfraError where none comes up."""
         if self.make_box is None:
             raise VerifierFault(f"{self.env_spec.id}: no fresh box; set `sandbox: {{box: true}}` and use a session")
-        box = self.make_box()
+        box = self.make_box(snapshot)
         try:
             yield box
         finally:

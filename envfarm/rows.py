@@ -1,4 +1,5 @@
-"""Data that environments draw from: JSONL, Parquet, or a glob of files, read once and checked line by line.
+"""Data that environments draw from: JSONL, Parquet, a glob of files, or folders (`tasks/*/`), read once and checked line by
+line.
 
 A row is a JSON object. With a key column every row must have it, and no two may share a value. The file's checksum
 stands in the spec: a file that changed after the spec was loaded is refused, because instances would change silently.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from envfarm.errors import Location, SpecError, did_you_mean
+from envfarm.spec_hash import hash_folder
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class RowTable:
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    """The files that a `rows:` value names, sorted. Empty where there is none."""
+    """The files that a `rows:` value names, or the folders where it ends with a slash, sorted. Empty where there is none."""
+    if pattern.endswith("/"):
+        return sorted(p for p in folder.glob(pattern) if p.is_dir() and not p.name.startswith((".", "__")))
     if any(c in pattern for c in "*?["):
         return sorted(p for p in folder.glob(pattern) if p.is_file())
     path = folder / pattern
@@ -39,7 +43,8 @@ def files_of(folder: Path, pattern: str) -> list[Path]:
 def checksum(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        content = bytes.fromhex(hash_folder(path)) if path.is_dir() else hashlib.sha256(path.read_bytes()).digest()
+        digest.update(f"{path.name}\0".encode() + content)
     return digest.hexdigest()
 
 
@@ -67,7 +72,9 @@ def _load(paths: tuple[Path, ...], folder: Path, pattern: str, key: str | None, 
     rows: dict[str, dict[str, Any]] = {}
     places: dict[str, Location] = {}
     single = paths[0].suffix if len(paths) == 1 and paths[0] == folder / pattern else ""
-    if single == ".jsonl":
+    if pattern.endswith("/"):
+        found = [({"name": path.name}, Location(str(path), 1, 1)) for path in paths]
+    elif single == ".jsonl":
         found = _jsonl(paths[0])
     elif single == ".parquet":
         found = _parquet(paths[0])

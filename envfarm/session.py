@@ -82,7 +82,7 @@ class LocalSession:
         env_spec: EnvSpec,
         scene: Scene,
         *,
-        make_box: Callable[[], Any] | None = None,
+        make_box: Callable[..., Any] | None = None,
         write: Callable[[Blocks], tuple[str, tuple[tuple[int, int], ...]]] | None = None,
     ):
         from envfarm.formats import write_plain

@@ -122,19 +122,21 @@ class Sandbox(Part, frozen=True, kw_only=True):
     pids: int = 64
     disk_bytes: int = 256 << 20
     network: Literal["none", "loopback"] = "none"
+    writable: tuple[str, ...] = ()
+    """As in `BoxSpec`; what the tasks of a `harbor` need."""
 
     def box_spec(self, limits: Limits) -> BoxSpec:
         return BoxSpec(
             image=self.image, cpu=self.cpu, memory_bytes=self.memory_bytes, pids=self.pids, disk_bytes=self.disk_bytes,
             network=self.network, exec_cpu_s=limits.exec_cpu_s, exec_timeout_s=limits.exec_timeout_s,
-            lifetime_s=limits.episode_timeout_s,
+            lifetime_s=limits.episode_timeout_s, writable=self.writable,
         )  # fmt: skip
 
 
 class Reward(Part, frozen=True, kw_only=True):
     range: tuple[float, float] = (0.0, 1.0)
     solved_at: float = 1.0
-    verify: Literal["outputs"] = "outputs"
+    verify: Literal["outputs", "runner_fresh", "runner_shared"] = "outputs"
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True, dict=True):

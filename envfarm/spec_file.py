@@ -19,11 +19,12 @@ ID = re.compile(r"([\w.-]+/)?[\w.-]+-v\d+")
 KINDS: dict[str, str] = {
     "entry": "",
     "task": "envfarm.task.env:TaskEnv",
+    "harbor": "envfarm.harbor.env:HarborEnv",
     "openenv": "envfarm.openenv.env:OpenEnv",
 }
 """Top-level keys that say what runs -> the class that runs it (`entry` names its own). A new kind: one file, one line."""
 
-NOT_YET = ("harbor", "gymnasium", "pettingzoo", "openspiel", "reasoning_gym", "textarena", "miniwob", "verifiers")
+NOT_YET = ("gymnasium", "pettingzoo", "openspiel", "reasoning_gym", "textarena", "miniwob", "verifiers")
 """Kinds that are designed and not implemented: refused by name."""
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -157,7 +158,8 @@ class LimitsFile(FileModel):
 class RewardFile(FileModel):
     range: tuple[float, float] = (0.0, 1.0)
     solved_at: float | None = None
-    verify: Literal["outputs"] = "outputs"
+    verify: Literal["outputs", "runner_fresh", "runner_shared"] | None = None
+    """Default: `outputs`; with `harbor`, whose tasks bring their own tests, `runner_fresh`."""
 
 
 class SpecFile(FileModel):
@@ -169,6 +171,7 @@ class SpecFile(FileModel):
     tags: list[str] = []
     entry: str | None = None
     task: TaskFile | None = None
+    harbor: str | None = None
     openenv: str | None = None
     requires: list[str] = []
     randomize: dict[str, AxisFile] = {}

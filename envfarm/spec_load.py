@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
@@ -12,8 +12,9 @@ from envfarm.axis_file import AxisReader
 from envfarm.distributions import AnyDistribution
 from envfarm.errors import SpecError, did_you_mean
 from envfarm.seeding import stable_hash
-from envfarm.spec import Axis, EnvSpec, Limits, Reward, Role, RowsFile, Sandbox
+from envfarm.spec import Axis, EnvSpec, Limits, Reward, Role, RowsFile, Sandbox, Split
 from envfarm.spec_file import KINDS, NOT_YET, SpecFile
+from envfarm.spec_harbor import HarborReader, HarborTasks
 from envfarm.spec_hash import hash_folder
 from envfarm.spec_reader import Reader
 from envfarm.spec_splits import SplitReader
@@ -30,7 +31,6 @@ def load(path: str | Path) -> EnvSpec:
 
 _UNBUILT: dict[tuple[str, ...], tuple[Any, str]] = {
     ("sandbox", "network"): ("allowlist", "`allowlist` is not implemented yet; use none or loopback"),
-    ("reward", "verify"): (("runner_fresh", "runner_shared"), "the task's own runner is not implemented yet; use outputs"),
 }
 """Path -> (values or type that are designed and not there yet, what to say)."""
 
@@ -62,21 +62,19 @@ class SpecReader(Reader):
         file = self.file
         kind, entry = self._kind()
         axes = self._axes()
-        instances = self._instances()
+        harbor = HarborReader(self.source, self.folder).read(file) if file.harbor is not None else None
+        instances = self._instances() if harbor is None else harbor.instances
         task = TaskReader(self.source, self.folder).read(file.task, box=file.sandbox.box) if file.task is not None else None
         self._requirements()
-        image, build = self._image()
         made = EnvSpec(
             id=file.id, title=file.title, tags=tuple(file.tags), kind=kind, entry=entry, task=task,
             requires=tuple(file.requires), axes=axes, instances=instances, perturb=self._channels(),
             ladder=tuple(self.narrowing(rung, axes, "ladder", i) for i, rung in enumerate(self.raw("ladder", []))),
-            splits=SplitReader(self.source, self.folder).read(file.splits, axes, instances),
+            splits=self._splits(axes, instances, harbor),
             roles={name: Role(title=role.title) for name, role in file.roles.items()} or {"agent": Role()},
-            sandbox=Sandbox(
-                box=file.sandbox.box, image=image, build=build, cpu=file.sandbox.cpu, memory_bytes=file.sandbox.memory,
-                pids=file.sandbox.pids, disk_bytes=file.sandbox.disk, network=file.sandbox.network,
-            ),
-            limits=Limits(**file.limits.model_dump()), reward=self._reward(), isolation=file.isolation,
+            sandbox=self._sandbox() if harbor is None else harbor.sandbox(file, self._sandbox()),
+            limits=Limits(**file.limits.model_dump()) if harbor is None else harbor.limits(file),
+            reward=self._reward(), isolation=file.isolation,
             path=str(self.path), files_hash=hash_folder(self.folder), hash="",
         )  # fmt: skip
         return msgspec.structs.replace(made, hash=spec_hash(made))
@@ -89,6 +87,8 @@ class SpecReader(Reader):
             raise SpecError(f"expected exactly one key that says what runs ({', '.join(KINDS)}), found {what}", place)
         if kinds[0] == "openenv":
             return kinds[0], self._openenv(self.file.openenv or "")
+        if kinds[0] == "harbor":
+            return kinds[0], PurePosixPath(self.file.harbor or "").as_posix()
         if kinds[0] != "entry":
             return kinds[0], ""
         entry = self.file.entry or ""
@@ -98,6 +98,18 @@ class SpecReader(Reader):
         if module.endswith(".py"):
             self.existing(module.removeprefix("./"), "entry")
         return "entry", entry
+
+    def _splits(self, axes: Mapping[str, Axis], instances: RowsFile | None, harbor: HarborTasks | None) -> dict[str, Split]:
+        if harbor is not None and not self.file.splits:
+            return {"train": Split(row_keys=tuple(harbor.tasks))}
+        return SplitReader(self.source, self.folder).read(self.file.splits, axes, instances)
+
+    def _sandbox(self) -> Sandbox:
+        given, (image, build) = self.file.sandbox, self._image()
+        return Sandbox(
+            box=given.box, image=image, build=build, cpu=given.cpu, memory_bytes=given.memory, pids=given.pids,
+            disk_bytes=given.disk, network=given.network,
+        )  # fmt: skip
 
     def _image(self) -> tuple[str, str | None]:
         """The image's name, and the folder that it is built from."""
@@ -134,7 +146,16 @@ class SpecReader(Reader):
         solved_at = high if given.solved_at is None else given.solved_at
         if not low <= solved_at <= high:
             raise self.fail(f"{solved_at} lies outside reward.range [{low}, {high}]", "reward", "solved_at")
-        return Reward(range=(low, high), solved_at=solved_at, verify=given.verify)
+        own_tests = self.file.harbor is not None
+        verify = given.verify or ("runner_fresh" if own_tests else "outputs")
+        if own_tests == (verify == "outputs"):
+            fits = (
+                "runner_fresh or runner_shared, as a Harbor task brings its own tests"
+                if own_tests
+                else "outputs without `harbor`"
+            )
+            raise self.fail(f"expected {fits}, found {verify}", "reward", "verify")
+        return Reward(range=(low, high), solved_at=solved_at, verify=verify)
 
     def _requirements(self) -> None:
         from packaging.requirements import InvalidRequirement, Requirement

@@ -50,7 +50,7 @@ class BubblewrapBox(LiveBox):
         try:
             supervisor = await self._shell.up(self._process.pid)
             self._first_process = os.pidfd_open(supervisor)
-            for mount in (WORKDIR, "/tmp", rootfs.STDIN_DIR):
+            for mount in (*rootfs.sizes(self.spec), rootfs.STDIN_DIR):
                 fd = os.open(f"/proc/{supervisor}/root{mount}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 self._trees[mount] = Tree(fd, mount)
         except (BoxDied, ProcessLookupError, FileNotFoundError) as error:
@@ -89,8 +89,8 @@ class BubblewrapBox(LiveBox):
 
     def _tree(self, path: str) -> Tree:
         self._shell.require()
-        tmp = self._trees["/tmp"]
-        return tmp if path.startswith("/") and tmp.names(path) is not None else self._trees[WORKDIR]
+        others = (self._trees[mount] for mount in ("/tmp", *self.spec.writable) if path.startswith("/"))
+        return next((tree for tree in others if tree.names(path) is not None), self._trees[WORKDIR])
 
     async def read(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
         return self._tree(path).read(path, max_bytes)
@@ -110,13 +110,16 @@ class BubblewrapBox(LiveBox):
 
     async def snapshot(self) -> Snapshot:
         self._shell.require()
-        files = pack(self._trees[WORKDIR].fd, SNAPSHOT_BYTES)
-        return Snapshot(files=files, shell=await self._shell_state())
+        packed: dict[str, bytes] = {}
+        for mount in (WORKDIR, *self.spec.writable):
+            packed[mount] = pack(self._trees[mount].fd, SNAPSHOT_BYTES - sum(map(len, packed.values())))
+        return Snapshot(files=packed.pop(WORKDIR), shell=await self._shell_state(), more=packed)
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Files and shell state of a snapshot, into a box that nobody has used yet."""
         self._shell.require()
-        unpack(self._trees[WORKDIR].fd, snapshot.files)
+        for mount, data in snapshot.trees().items():
+            unpack(self._trees[mount].fd, data)
         await self._restore_shell(snapshot.shell)
 
 

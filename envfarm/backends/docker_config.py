@@ -36,7 +36,6 @@ def configuration(spec: BoxSpec, runtime: str | None, labels: dict[str, str]) ->
 
 def host_config(spec: BoxSpec, runtime: str | None) -> dict[str, Any]:
     """`HostConfig` of the engine's API. Output goes to whoever is attached and to no log."""
-    task, tmp = rootfs.sizes(spec)
     filtered = [] if runtime == RUNSC else [f"seccomp={seccomp_profile()}"]
     config = {
         "CapDrop": ["ALL"],
@@ -50,9 +49,8 @@ def host_config(spec: BoxSpec, runtime: str | None) -> dict[str, Any]:
         "NanoCpus": int(spec.cpu * 1e9),
         "ShmSize": rootfs.SHM_BYTES,
         "Tmpfs": {
-            WORKDIR: f"{_MOUNT},size={task},mode=0755,{_MINE}",
-            "/tmp": f"{_MOUNT},size={tmp},mode=1777",
-            rootfs.STDIN_DIR: f"{_MOUNT},size={rootfs.STDIN_BYTES},mode=0755,{_MINE}",
+            place: f"{_MOUNT},size={size},mode={rootfs.mode(place)},{_MINE}"
+            for place, size in {**rootfs.sizes(spec), rootfs.STDIN_DIR: rootfs.STDIN_BYTES}.items()
         },
         "LogConfig": {"Type": "none"},
     }

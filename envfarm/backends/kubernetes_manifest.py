@@ -25,15 +25,16 @@ _LOG_BYTES = 512 << 20
 """What the node may keep for a box: its output is also in the node's log, which is cut at some 50 MiB now and then."""
 _GRACE_S = 1
 
-_TASK, _TMP, _SHM, _IN = WORKDIR, "/tmp", "/dev/shm", rootfs.STDIN_DIR
-_MAKE_FOLDERS = f"umask 0; mkdir -m 0755 {_TASK}/d {_IN}/d && mkdir -m 1777 {_TMP}/d {_SHM}/d"
+_TMP, _SHM, _IN = "/tmp", "/dev/shm", rootfs.STDIN_DIR
 
 
 def pod(spec: BoxSpec, labels: dict[str, str], deadline_s: float) -> dict[str, Any]:
     """`labels` as in `owners`; the box's name is the pod's."""
     environment = {**rootfs.PINNED_ENV, "PATH": _PATH, "__b": variables()["__b"]}
-    task, tmp = rootfs.sizes(spec)
-    sizes = {_TASK: task, _TMP: tmp, _SHM: rootfs.SHM_BYTES, _IN: rootfs.STDIN_BYTES}
+    sizes = {**rootfs.sizes(spec), _SHM: rootfs.SHM_BYTES, _IN: rootfs.STDIN_BYTES}
+    open_to_all = [f"{path}/d" for path in (_TMP, _SHM)]
+    owned = [f"{path}/d" for path in sizes if path not in (_TMP, _SHM)]
+    make_folders = f"umask 0; mkdir -m 0755 {' '.join(owned)} && mkdir -m 1777 {' '.join(open_to_all)}"
     alike = {
         "image": spec.image,
         "imagePullPolicy": "IfNotPresent",
@@ -73,7 +74,7 @@ def pod(spec: BoxSpec, labels: dict[str, str], deadline_s: float) -> dict[str, A
                     "name": "folders",
                     **alike,
                     "terminationMessagePolicy": "FallbackToLogsOnError",
-                    "command": ["/bin/sh", "-c", _MAKE_FOLDERS],
+                    "command": ["/bin/sh", "-c", make_folders],
                     "volumeMounts": [{"name": _volume(path), "mountPath": path} for path in sizes],
                 }
             ],

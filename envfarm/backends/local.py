@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from envfarm.backends.sync import SyncBox
-from envfarm.box import BACKENDS, Backend, BoxSpec
+from envfarm.box import BACKENDS, Backend, BoxSpec, Snapshot
 from envfarm.errors import UserError, did_you_mean
 
 
@@ -52,16 +52,17 @@ def _current() -> _Loop:
         return _state[0]
 
 
-def box_maker(backend: str, spec: BoxSpec) -> Callable[[], SyncBox]:
-    """A function that starts a box with that backend and hands it out with blocking methods (and `stop`).
+def box_maker(backend: str, spec: BoxSpec) -> Callable[..., SyncBox]:
+    """A function that starts a box (from a snapshot, where it is given one) with that backend and hands it out with blocking
+    methods (and `stop`).
 
     Raises: BoxUnavailableError where the backend cannot make boxes here; UserError for an unknown backend.
     """
     current = _current()
     made = current.backend(backend)
 
-    def make() -> SyncBox:
-        box = asyncio.run_coroutine_threadsafe(made.start(spec), current.loop).result()
+    def make(snapshot: Snapshot | None = None) -> SyncBox:
+        box = asyncio.run_coroutine_threadsafe(made.start(spec, snapshot=snapshot), current.loop).result()
         return SyncBox(box, current.loop)
 
     return make

@@ -36,7 +36,7 @@ class RemoteBox(LiveBox):
         super().__init__(box_id, spec)
         self._streams = streams
         self._shell = RemoteShell(spec, streams)
-        self._files = RemoteFiles(self._shell.ask)
+        self._files = RemoteFiles(self._shell.ask, spec.writable)
         self._on_stop = on_stop
 
     async def up(self) -> None:
@@ -93,12 +93,16 @@ class RemoteBox(LiveBox):
 
     async def snapshot(self) -> Snapshot:
         self._shell.require()
-        if sum(entry.size for entry in await self._files.list(WORKDIR, 1_000_000)) > SNAPSHOT_BYTES:
-            raise ValueError(f"a snapshot holds at most {SNAPSHOT_BYTES} bytes")
-        files = canonical(await self._files.tar(".", _TAR_BYTES), SNAPSHOT_BYTES)
-        return Snapshot(files=files, shell=await self._shell_state())
+        packed: dict[str, bytes] = {}
+        for mount in (WORKDIR, *self.spec.writable):
+            left = SNAPSHOT_BYTES - sum(map(len, packed.values()))
+            if sum(entry.size for entry in await self._files.list(mount, 1_000_000)) > left:
+                raise ValueError(f"a snapshot holds at most {SNAPSHOT_BYTES} bytes")
+            packed[mount] = canonical(await self._files.tar(mount, ".", _TAR_BYTES), left)
+        return Snapshot(files=packed.pop(WORKDIR), shell=await self._shell_state(), more=packed)
 
     async def restore(self, snapshot: Snapshot) -> None:
         """Files and shell state of a snapshot, into a box that nobody has used yet."""
-        await self._files.untar(snapshot.files)
+        for mount, data in snapshot.trees().items():
+            await self._files.untar(mount, data)
         await self._restore_shell(snapshot.shell)

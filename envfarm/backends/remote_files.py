@@ -111,8 +111,10 @@ class Ask(Protocol):
 class RemoteFiles:
     """`Box`'s file methods. Raises what they raise."""
 
-    def __init__(self, ask: Ask):
+    def __init__(self, ask: Ask, writable: tuple[str, ...] = ()):
+        """`writable` as in `BoxSpec`."""
         self._ask = ask
+        self._mounts = (WORKDIR, "/tmp", *writable)
 
     async def _call(self, path: str, text: str, data: bytes = b"", timeout_s: float = _SHORT_S) -> Answer:
         try:
@@ -121,11 +123,11 @@ class RemoteFiles:
             raise _error(refused.args[0], path) from None
 
     async def read(self, path: str, max_bytes: int) -> bytes:
-        mount, rest = place(path)
+        mount, rest = place(path, self._mounts)
         return (await self._call(path, f"get {mount} {quote(rest)} {max_bytes}")).payload
 
     async def write(self, path: str, data: bytes, mode: int) -> None:
-        mount, rest = place(path)
+        mount, rest = place(path, self._mounts)
         await self.put(mount, rest, data, mode)
 
     async def put(self, mount: str, rest: str, data: bytes, mode: int) -> None:
@@ -135,7 +137,7 @@ class RemoteFiles:
         await self._call(name, f"drop {mount} {quote(name)}")
 
     async def list(self, path: str, max_entries: int) -> builtins.list[Entry]:
-        mount, rest = place(path)
+        mount, rest = place(path, self._mounts)
         most = (max_entries + 1) * _ENTRY_BYTES
         found = _entries((await self._call(path, f"tree {mount} {quote(rest)} {most}")).payload)
         if len(found) > max_entries:
@@ -144,7 +146,7 @@ class RemoteFiles:
 
     async def archive(self, path: str, budget: int) -> dict[str, bytes]:
         """Regular files at or below `path`, by path relative to the workdir."""
-        mount, rest = place(path, only=(WORKDIR,))
+        mount, rest = place(path, (WORKDIR,))
         names = [n for n in rest.split("/") if n not in ("", ".")]
         if ".." in names:
             raise nodes.refused(path, "'..' in an artifact's path")
@@ -169,22 +171,22 @@ class RemoteFiles:
                     raise ValueError(f"{path}: more than {MAX_ARTIFACTS} artifacts")
         if not wanted:
             return {}
-        data = await self.tar(here or ".", budget + 2048 * (len(wanted) + 64))
+        data = await self.tar(WORKDIR, here or ".", budget + 2048 * (len(wanted) + 64))
         found = {name: content for name, content in regular_files(data).items() if name in wanted}
         if len(found) < len(wanted):
             missing = sorted(wanted.keys() - found.keys())[0]
             raise PermissionError(errno.EACCES, "the agent's own rights do not allow it to be read", f"{mount}/{missing}")
         return found
 
-    async def tar(self, path: str, max_bytes: int) -> bytes:
-        """What lies at `path` below the workdir, packed by the box's tar: to be read as hostile data."""
-        return (await self._call(path, f"stream pack {WORKDIR} {quote(path)} {max_bytes}", timeout_s=_LONG_S)).payload
+    async def tar(self, mount: str, path: str, max_bytes: int) -> bytes:
+        """What lies at `path` below that directory, packed by the box's tar: to be read as hostile data."""
+        return (await self._call(path, f"stream pack {mount} {quote(path)} {max_bytes}", timeout_s=_LONG_S)).payload
 
-    async def untar(self, data: bytes) -> None:
-        await self._call(WORKDIR, f"unpack {WORKDIR} {len(data)}", data, _LONG_S)
+    async def untar(self, mount: str, data: bytes) -> None:
+        await self._call(mount, f"unpack {mount} {len(data)}", data, _LONG_S)
 
 
-def place(path: str, only: tuple[str, ...] = (WORKDIR, "/tmp")) -> tuple[str, str]:
+def place(path: str, only: tuple[str, ...]) -> tuple[str, str]:
     """A path as mount and the rest. Raises: PermissionError where it lies in none, ValueError for a NUL."""
     if "\0" in path:
         raise ValueError("embedded null byte")

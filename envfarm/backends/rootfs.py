@@ -2,8 +2,9 @@
 
 `envfarm/base` is the host's own `/usr` with a synthetic `/etc`; `envfarm/python` adds the interpreter that runs the worker,
 under a neutral path. An image that was unpacked into a directory is used as it is. Whatever the root, everything is mounted
-read-only except `/task`, `/tmp`, `/dev/shm` and the worker's drop `/run/in`, each a tmpfs of limited size, and what Python
-packages the host has is hidden under empty directories: a system-wide envfarm cannot be found from inside.
+read-only except `/task`, what `BoxSpec.writable` names, `/tmp`, `/dev/shm` and the worker's drop `/run/in`, each a tmpfs of
+limited size, and what Python packages the host has is hidden under empty directories: a system-wide envfarm cannot be found
+from inside.
 
 Raises BoxUnavailableError where an image is not there.
 """
@@ -157,10 +158,17 @@ def _interpreter(prefix: str) -> tuple[list[str], dict[str, str]]:
     return args, {"LD_LIBRARY_PATH": f"{prefix}/lib"} if libraries else {}
 
 
-def sizes(spec: BoxSpec) -> tuple[int, int]:
-    """Bytes of the workdir and of `/tmp`: together `disk_bytes`; `/tmp` is an eighth of it, 32 MiB at most."""
+def sizes(spec: BoxSpec) -> dict[str, int]:
+    """Bytes of each directory that the agent may fill: together `disk_bytes`. `/tmp` is an eighth of it, 32 MiB at most; the
+    others are alike."""
     tmp = min(spec.disk_bytes // 8, 32 << 20)
-    return spec.disk_bytes - tmp, tmp
+    places = (WORKDIR, *spec.writable)
+    return {**dict.fromkeys(places, (spec.disk_bytes - tmp) // len(places)), "/tmp": tmp}
+
+
+def mode(place: str) -> str:
+    """Permission bits of such a directory."""
+    return "1777" if place == "/tmp" else "0755"
 
 
 def writable(spec: BoxSpec) -> list[str]:
@@ -169,7 +177,7 @@ def writable(spec: BoxSpec) -> list[str]:
     `/proc` is read-only too: where the worker is root, the box's user is root to the kernel's files (`/proc/sys`), whatever
     its number inside.
     """
-    task, tmp = sizes(spec)
+    tmpfs = {**sizes(spec), STDIN_DIR: STDIN_BYTES}
     return [
         *(
             "--proc",
@@ -185,9 +193,7 @@ def writable(spec: BoxSpec) -> list[str]:
             "--remount-ro",
             "/dev",
         ),
-        *("--perms", "0755", "--size", str(task), "--tmpfs", WORKDIR),
-        *("--perms", "1777", "--size", str(tmp), "--tmpfs", "/tmp"),
-        *("--perms", "0755", "--size", str(STDIN_BYTES), "--tmpfs", STDIN_DIR),
+        *(word for at, size in tmpfs.items() for word in ("--perms", mode(at), "--size", str(size), "--tmpfs", at)),
         *("--remount-ro", "/", "--chdir", WORKDIR),
     ]
 

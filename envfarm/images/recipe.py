@@ -23,6 +23,8 @@ from envfarm.spec_hash import folder_files
 DEBIAN = "debian:bookworm-slim"
 SUITE = "bookworm"
 BASES = ("envfarm/base", "envfarm/python")
+WORKER = "envfarm/worker"
+"""No image of a box: see `worker`."""
 FILE = "Dockerfile"
 LABEL = "envfarm.image"
 """What an engine's image carries: its recipe's digest."""
@@ -80,7 +82,7 @@ def read(folder: Path, name: str) -> Recipe:
     packages: tuple[str, ...] = ()
     steps: list[Run | Copy] = []
     started = False
-    for place, word, rest in _instructions(file):
+    for place, word, rest in instructions(file):
         if (word == "FROM") == started:
             raise ImageError(f"expected FROM first and once, found {word}", place)
         started = True
@@ -132,8 +134,8 @@ def _copy(rest: str, folder: Path, place: Location) -> Copy:
     return Copy(source, words[1])
 
 
-def _instructions(file: Path) -> list[tuple[Location, str, str]]:
-    """Place, word and the rest, on one line; comments are gone."""
+def instructions(file: Path) -> list[tuple[Location, str, str]]:
+    """Of a Dockerfile: place, word and the rest, on one line; comments are gone. Raises: ImageError."""
     found: list[tuple[Location, str, str]] = []
     line, text = 0, ""
     for number, raw in enumerate(file.read_text("utf-8").splitlines(), 1):

@@ -86,9 +86,7 @@ class TaskEnv(Env, stock.Stock):
         if not lines:
             return super().random_action(rng)
         line = lines[int(rng.integers(len(lines)))]
-        if self.by_name:
-            return line
-        return ToolCall("submit") if line == "submit" else ToolCall("shell", {"command": line})
+        return line if self.by_name else stock.typed(line)
 
     # The verdict.
 

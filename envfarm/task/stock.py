@@ -131,6 +131,11 @@ class Files(Stock):
         return "ok"
 
 
+def typed(line: str) -> ToolCall:
+    """A line of noise as an action: `submit`, or what is typed into the shell."""
+    return ToolCall("submit") if line == "submit" else ToolCall("shell", {"command": line})
+
+
 class Submit(Scene):
     @tool
     def submit(self) -> str:

@@ -1,4 +1,4 @@
-"""Checks of files: what goes in and out, and that no link of the agent's leads the worker astray."""
+"""Checks of files: what goes in and out and where, and that no link of the agent's leads the worker astray."""
 
 from __future__ import annotations
 
@@ -87,4 +87,25 @@ async def artifacts(bench: Bench) -> str:
     return "regular files only, links and special files refused by name"
 
 
-CHECKS: dict[str, Check] = {"files": files, "hostile links": hostile_links, "artifacts": artifacts}
+async def writable(bench: Bench) -> str:
+    """Directories that the spec names are the agent's as well, each of its own size, and travel in snapshots."""
+    box = await bench.box()
+    await _raises(PermissionError, box.write("/app/x", b""), "a directory that the spec does not name")
+    expect_result(await box.exec("mkdir /app 2>/dev/null"), code=1, out=b"")
+    box = await bench.box(writable=("/app", "/logs"))
+    await box.write("/app/bin/run", b"#!/bin/sh\necho ran\n", mode=0o755)
+    expect_result(await box.exec("/app/bin/run; echo x >/logs/x; cat /logs/*; echo /task/*"), out=b"ran\nx\n/task/*\n")
+    await box.exec("ln -s bin /app/link; ln -s /etc /app/out; ln -s /app/bin /logs/other; echo kept >/logs/kept")
+    expect(await box.read("/app/link/run") != b"", "nothing", "a link inside is followed")
+    for path in ("/app/out/passwd", "/logs/other/run", "/app/../etc/passwd"):
+        await _raises(PermissionError, box.read(path), f"read {path}")
+    expect([e.path for e in await box.list("/app")] == ["bin", "bin/run", "link", "out"], await box.list("/app"), "four entries")
+    await _raises(PermissionError, box.archive(["/app"]), "artifacts are below the workdir")
+    expect((await box.exec("head -c 5000000 /dev/zero >/app/big")).limit == "disk", "no limit", "a third of the disk")
+    await box.exec("rm /app/big")
+    other = await bench.box(writable=("/app", "/logs"), snapshot=await box.snapshot())
+    expect_result(await other.exec("cat /logs/kept; /app/bin/run; readlink /app/link"), out=b"kept\nran\nbin\n")
+    return "written, listed, limited, kept in snapshots"
+
+
+CHECKS: dict[str, Check] = {"files": files, "hostile links": hostile_links, "artifacts": artifacts, "writable": writable}

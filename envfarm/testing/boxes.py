@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 
-from envfarm.box import WORKDIR, Entry, ExecResult
+from envfarm.box import WORKDIR, Entry, ExecResult, Snapshot
 
 
 class RecordingBox:
@@ -42,6 +42,9 @@ class RecordingBox:
             for name, data in self.files.items()
             if any(name == w or name.startswith(w.rstrip("/") + "/") for w in wanted)
         }
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(files=b"", shell=b"")
 
     def stop(self) -> None:
         pass

@@ -64,7 +64,7 @@ class Probe:
         from envfarm.registry import make_scene
 
         box = RecordingBox()
-        make_box = (lambda: box) if self.spec.sandbox.box else None
+        make_box = (lambda *snapshot: box) if self.spec.sandbox.box else None
         session = LocalSession(self.spec, make_scene(self.spec), make_box=make_box)
         try:
             return session.reset(instance).text + "\x02" + box.content

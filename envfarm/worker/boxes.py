@@ -86,9 +86,9 @@ class BoxRoom:
         self._live[number] = box
         return number
 
-    def make_box(self) -> RoomBox:
+    def make_box(self, snapshot: Snapshot | None = None) -> RoomBox:
         """For the session's thread: a new box, with blocking methods. Raises: as `start`."""
-        number = asyncio.run_coroutine_threadsafe(self.start(), self._loop).result()
+        number = asyncio.run_coroutine_threadsafe(self.start(snapshot), self._loop).result()
         return self.as_sync(number)
 
     def as_sync(self, number: int) -> RoomBox:

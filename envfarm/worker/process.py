@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from envfarm.box import Snapshot
 from envfarm.errors import EnvfarmError, InfraError, WorkerDied
 from envfarm.worker import pipe, protocol
 from envfarm.worker.boxes import BoxRoom
@@ -205,7 +206,8 @@ class ProcessHost:
             if self._room is None:
                 raise InfraError(f"{self.spec.id} declares no box")
             if call.method == "start":
-                result = BoxResult(await self._room.start())
+                snapshot = msgspec.convert(call.arguments["snapshot"], Snapshot | None)
+                result = BoxResult(await self._room.start(snapshot))
             elif call.method == "stop":
                 self._room.stop(call.number)
                 result = BoxResult(None)

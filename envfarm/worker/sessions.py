@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Done = Callable[[Reply], None]
 
 
-def new_session(spec: EnvSpec, make_box: Callable[[], Any] | None) -> Session:
+def new_session(spec: EnvSpec, make_box: Callable[..., Any] | None) -> Session:
     """A fresh scene in a session with its channels: an environment object lives for one episode."""
     from envfarm.perturbation import perturbed
     from envfarm.registry import make_scene

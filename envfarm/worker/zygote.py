@@ -83,8 +83,8 @@ class SessionProcess:
         self._spec, self._wire = spec, ChildPipe(sock)
         self._session: Session | None = None
 
-    def make_box(self) -> PipeBox:
-        return PipeBox(self._wire, box_call(self._wire, 0, "start", {}))
+    def make_box(self, snapshot: Snapshot | None = None) -> PipeBox:
+        return PipeBox(self._wire, box_call(self._wire, 0, "start", {"snapshot": snapshot}))
 
     def run(self) -> None:
         self._wire.send(Hello(os.getpid()))

@@ -139,11 +139,11 @@ TASK = "envfarm: 1\nid: t/x-v0\nsandbox: {box: true}\ntask:\n  prompt: hello\n"
         ("isolation: forked\n", "4:12", "isolation: expected 'shared' or 'process'"),
         ("tags: coding\n", "4:7", "found the text 'coding'"),
         # keys that are designed and not there yet
-        ("harbor: ./tasks\n", "4:1", "`harbor:` is not implemented yet"),
+        ("verifiers: tasks\n", "4:1", "`verifiers:` is not implemented yet"),
         ("sandbox: {image: {build: nowhere}}\n", "4:26", "there is no Dockerfile in"),
         ("sandbox: {image: {build: ../..}}\n", "4:26", "expected a folder beside this file or below"),
         ("sandbox: {network: allowlist}\n", "4:20", "not implemented yet"),
-        ("reward: {verify: runner_fresh}\n", "4:18", "not implemented yet"),
+        ("reward: {verify: runner_fresh}\n", "4:18", "expected outputs without `harbor`"),
         # axes
         ("randomize: {a: {unifrom: [0, 1]}}\n", "4:17", "unknown distribution 'unifrom' (did you mean 'uniform'"),
         ("randomize: {a: [1, 2]}\n", "4:16", "write {choice: [...]}"),
@@ -196,7 +196,7 @@ TASK = "envfarm: 1\nid: t/x-v0\nsandbox: {box: true}\ntask:\n  prompt: hello\n"
         ("reward: {range: [1, 0]}\n", "4:17", "low below high"),
         ("reward: {range: [0, 1], solved_at: 2}\n", "4:36", "outside reward.range"),
         ("requires: ['numpy >> 2']\n", "4:12", "not a requirement"),
-        ("task: {prompt: x, check: {expr: 'true'}}\n", "4:1", "key that says what runs (entry, task, openenv), found entry"),
+        ("task: {prompt: x, check: {expr: 'true'}}\n", "4:1", "what runs (entry, task, harbor, openenv), found entry"),
     ],
 )  # fmt: skip
 def test_every_mistake_is_told_at_its_place(body: str, place: str, says: str, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_every_mistake_is_told_at_its_place(body: str, place: str, says: str, tm
         ("envfarm: 2\nid: a/b-v0\nentry: ./repair.py:Repair\n", "1:10", "envfarm: expected 1, found 2"),
         ("envfarm: 1\nid: a/b\nentry: ./repair.py:Repair\n", "2:5", "id: expected"),
         ("envfarm: 1\nentry: ./repair.py:Repair\n", "1:1", "the key 'id' is missing"),
-        ("envfarm: 1\nid: a/b-v0\n", "1:1", "exactly one key that says what runs (entry, task, openenv), found none"),
+        ("envfarm: 1\nid: a/b-v0\n", "1:1", "exactly one key that says what runs (entry, task, harbor, openenv), found none"),
         ("envfarm: 1\nid: a/b-v0\nentry: ./repiar.py:Repair\n", "3:8", "did you mean 'repair.py'?"),
         ("envfarm: 1\nid: a/b-v0\nentry: repair\n", "3:8", "expected ./file.py:Class or package.module:Class"),
         (

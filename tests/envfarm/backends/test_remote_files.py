@@ -15,7 +15,9 @@ from envfarm.backends.docker_stream import SocketPipe
 from envfarm.backends.remote_files import RemoteFiles, place, regular_files
 from envfarm.backends.remote_side import Answer, Refused, Side, SideLost, State, quote
 from envfarm.backends.tarball import canonical
-from envfarm.box import Entry
+from envfarm.box import WRITABLE, Entry
+
+MOUNTS = ("/task", "/tmp", "/app")
 
 
 @pytest.mark.parametrize(
@@ -25,17 +27,24 @@ from envfarm.box import Entry
         ("/task", ("/task", "")),
         ("//task//a/./b/", ("/task", "a/b")),
         ("/tmp/x", ("/tmp", "x")),
+        ("/app/x", ("/app", "x")),
         ("/task/../etc", ("/task", "../etc")),  # refused by the walk in the box, which knows what '..' leads to
     ],
 )
 def test_a_path_is_a_mount_and_the_rest(path: str, where: tuple[str, str]) -> None:
-    assert place(path) == where
+    assert place(path, MOUNTS) == where
 
 
-@pytest.mark.parametrize("path", ["/", "/etc/passwd", "/taskforce", "/run/in/x"])
+@pytest.mark.parametrize("path", ["/", "/etc/passwd", "/taskforce", "/run/in/x", "/application"])
 def test_other_paths_are_refused(path: str) -> None:
     with pytest.raises(PermissionError):
-        place(path)
+        place(path, MOUNTS)
+
+
+def test_only_directories_that_the_image_does_not_need_may_be_writable() -> None:
+    assert all(map(WRITABLE.fullmatch, ("/app", "/logs", "/tests", "/work-space2", "/home", "/a")))
+    for path in ("/", "/usr", "/etc", "/lib64", "/task", "/tmp", "/root", "/app/sub", "app", "/App", "/a b", "/-a", "/a-"):
+        assert not WRITABLE.fullmatch(path), path
 
 
 def test_a_request_is_one_line_whatever_the_name() -> None:

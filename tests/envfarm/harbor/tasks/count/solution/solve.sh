@@ -1,0 +1,2 @@
+#!/bin/bash
+grep -c ",$CUSTOMER," /app/orders.csv > /app/answer.txt

@@ -1,0 +1,1 @@
+cat /work/seal.bin >> "$1"
