@@ -1,6 +1,7 @@
 """The test bed (`k8s/testbed`) as tests see it: its boxes, their processes on this machine, and its parts, which can be killed.
 
-ENVFARM_TESTBED names the folder of a test bed that is the tests' own: only of such a one parts are killed.
+ENVFARM_TESTBED names the folder of a test bed that is the tests' own: only of such a one parts are killed, by tests with the mark
+`alone`.
 """
 
 from __future__ import annotations
