@@ -62,23 +62,17 @@ class Container:
         self._main: SocketPipe | None = None
 
     async def create(self) -> None:
-        """Create it, attach, start it: in this order nothing of its output is lost. Raises: BoxUnavailableError, InfraError."""
+        """Create it and start it. Raises: BoxUnavailableError, InfraError."""
         api, call = self._engine.api, self._engine.call
         try:
             await self._require_current(self._spec.image)
             self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
             self._id = (await asyncio.shield(self._creating))["Id"]
-            await self._attach()
             await call(api.start, self._id)
         except EngineError as error:
             if error.status == _NOT_FOUND and self._id is None:
                 raise BoxUnavailableError(missing(self._spec.image)) from None
             raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
-
-    async def _attach(self) -> None:
-        """Raises: EngineError."""
-        streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        self._main = _pipe(await self._engine.call(self._engine.api.attach_socket, self._id, streams))
 
     async def _require_current(self, image: str) -> None:
         """One without our label was made by somebody's own recipe. Raises: BoxUnavailableError, EngineError."""
@@ -90,7 +84,12 @@ class Container:
         self._engine.current.add(image)
 
     async def open_main(self) -> SocketPipe:
-        assert self._main is not None
+        """Process 1 says nothing before it is spoken to: nothing of its output was lost."""
+        api, streams = self._engine.api, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        try:
+            self._main = _pipe(await self._engine.call(api.attach_socket, self._id, streams))
+        except EngineError:
+            raise Lost from None
         return self._main
 
     async def open_side(self, *, crowded: bool) -> SocketPipe:

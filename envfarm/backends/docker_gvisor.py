@@ -43,9 +43,6 @@ class GvisorContainer(Container):
     _supervisor: str
     """The exec, as the engine names it."""
 
-    async def _attach(self) -> None:
-        pass
-
     async def open_main(self) -> SocketPipe:
         try:
             self._supervisor, self._main = await self._exec(remote_loop.entry(), WORKDIR)
