@@ -50,16 +50,84 @@ class Engine(Protocol):
     """Base images that are known to be as their recipe says."""
 
 
-class Container:
+class AttachedContainer:
+    """The streams of a container that runs, whoever made it; `name` as the engine knows it."""
+
     apart = False
+
+    def __init__(self, engine: Engine, spec: BoxSpec, name: str):
+        self._engine, self._spec, self._name = engine, spec, name
+        self._main: SocketPipe | None = None
+
+    async def open_main(self) -> SocketPipe:
+        """Process 1 says nothing before it is spoken to: nothing of its output was lost."""
+        streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        try:
+            self._main = _pipe(await self._engine.call(self._engine.api.attach_socket, self._name, streams))
+        except EngineError:
+            raise Lost from None
+        return self._main
+
+    async def open_side(self, *, crowded: bool) -> SocketPipe:
+        api, call = self._engine.api, self._engine.call
+        try:
+            if crowded:
+                await call(_limit_processes, api, self._name, self._spec.pids + OURS + _ROOM)
+            _, pipe = await self._exec(remote_side.ENTRY)
+            if crowded:
+                await call(_limit_processes, api, self._name, self._spec.pids + OURS)
+            return pipe
+        except EngineError as error:
+            raise (NoRoom if error.status and await self._runs() else Lost) from None
+
+    async def _exec(self, command: list[str], workdir: str = "/") -> tuple[str, SocketPipe]:
+        """A process of the agent's user beside process 1: its name and its streams. Raises: EngineError."""
+        api, call, user = self._engine.api, self._engine.call, f"{rootfs.UID}:{rootfs.GID}"
+        made = await call(api.exec_create, self._name, command, stdin=True, user=user, workdir=workdir)
+        return made["Id"], _pipe(await call(api.exec_start, made["Id"], socket=True))
+
+    async def _runs(self) -> bool:
+        try:
+            return (await self._state())["Running"]
+        except EngineError:
+            return False
+
+    async def _state(self) -> dict[str, Any]:
+        """Raises: EngineError."""
+        return (await self._engine.call(self._engine.api.inspect_container, self._name))["State"]
+
+    async def death(self) -> Death:
+        """Of a live process 1 nothing but its own end, a kill from outside or the engine's end closes the streams. The
+        kernel lets no process of the agent's kill it; one that writes into its memory makes it end by another signal."""
+        try:
+            state = await self._state()
+        except EngineError as error:
+            return without(error)
+        if state["Running"]:
+            return Death("the connection to its container was lost")
+        code = state["ExitCode"]
+        if state["OOMKilled"]:
+            return Death("out of memory", by_agent=True, limit="memory")
+        if code in (_KILLED, _TERMINATED) or state["Error"]:
+            return ended_from_outside(state)
+        return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
+
+    def disconnect(self) -> None:
+        """Idempotent."""
+        if self._main is not None:
+            self._main.close()
+
+
+class Container(AttachedContainer):
+    """A container of this process's own."""
 
     def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
         """`configuration`: arguments of docker-py's `create_container`."""
-        self._engine, self._spec, self._configuration = engine, spec, configuration
+        super().__init__(engine, spec, configuration["name"])
+        self._configuration = configuration
         self._id: str | None = None
         self._creating: asyncio.Future[dict[str, Any]] | None = None
         self._removed = False
-        self._main: SocketPipe | None = None
 
     async def create(self) -> None:
         """Create it and start it. Raises: BoxUnavailableError, InfraError."""
@@ -83,66 +151,12 @@ class Container:
             raise BoxUnavailableError(missing(image))
         self._engine.current.add(image)
 
-    async def open_main(self) -> SocketPipe:
-        """Process 1 says nothing before it is spoken to: nothing of its output was lost."""
-        api, streams = self._engine.api, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        try:
-            self._main = _pipe(await self._engine.call(api.attach_socket, self._id, streams))
-        except EngineError:
-            raise Lost from None
-        return self._main
-
-    async def open_side(self, *, crowded: bool) -> SocketPipe:
-        api, call = self._engine.api, self._engine.call
-        try:
-            if crowded:
-                await call(_limit_processes, api, self._id, self._spec.pids + OURS + _ROOM)
-            _, pipe = await self._exec(remote_side.ENTRY)
-            if crowded:
-                await call(_limit_processes, api, self._id, self._spec.pids + OURS)
-            return pipe
-        except EngineError as error:
-            raise (NoRoom if error.status and await self._runs() else Lost) from None
-
-    async def _exec(self, command: list[str], workdir: str = "/") -> tuple[str, SocketPipe]:
-        """A process of the agent's user beside process 1: its name and its streams. Raises: EngineError."""
-        api, call, user = self._engine.api, self._engine.call, f"{rootfs.UID}:{rootfs.GID}"
-        made = await call(api.exec_create, self._id, command, stdin=True, user=user, workdir=workdir)
-        return made["Id"], _pipe(await call(api.exec_start, made["Id"], socket=True))
-
-    async def _runs(self) -> bool:
-        try:
-            return (await self._state())["Running"]
-        except EngineError:
-            return False
-
-    async def _state(self) -> dict[str, Any]:
-        """Raises: EngineError."""
-        return (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]
-
-    async def death(self) -> Death:
-        """Of a live process 1 nothing but its own end, a kill from outside or the engine's end closes the streams. The
-        kernel lets no process of the agent's kill it; one that writes into its memory makes it end by another signal."""
-        try:
-            state = await self._state()
-        except EngineError as error:
-            return without(error)
-        if state["Running"]:
-            return Death("the connection to its container was lost")
-        code = state["ExitCode"]
-        if state["OOMKilled"]:
-            return Death("out of memory", by_agent=True, limit="memory")
-        if code in (_KILLED, _TERMINATED) or state["Error"]:
-            return ended_from_outside(state)
-        return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
-
     async def remove(self) -> None:
         """What cannot be removed now, as the engine is gone, the reaper removes when it is back."""
         if self._removed:
             return
         self._removed = True
-        if self._main is not None:
-            self._main.close()
+        self.disconnect()
         if self._creating is not None:
             try:
                 made = await self._creating  # it cannot be called off

@@ -46,11 +46,11 @@ async def keep(farm: FarmFile, host: str, port: int, announce: Callable[[Running
     try:
         url = await api.listen(host, port)
         keeper = Keeper(farm, token, folder.path, url)
+        api.serve(keeper)  # workers ask as they start
         starting, stopping = asyncio.ensure_future(keeper.start()), asyncio.ensure_future(stop.wait())
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
-            api.serve(keeper)
             announce(Running(farm.farm, farm.kind, url, token, os.getpid()))
             await stopping
         starting.cancel()

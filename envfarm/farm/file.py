@@ -26,7 +26,7 @@ class BoxesFile(FileModel):
     """`boxes:` of a pool. Where boxes are children of their worker (bubblewrap) there is nothing to keep."""
 
     min: int = Field(default=0, ge=0)  # at least so many live, leased ones included
-    max: int = Field(default=64, ge=1)  # more sessions wait
+    max: int = Field(default=64, ge=2)  # more sessions wait; one that verifies has two
     warm: int = Field(default=0, ge=0)  # free ones kept ready
 
     @pydantic.model_validator(mode="after")
