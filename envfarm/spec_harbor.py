@@ -70,8 +70,8 @@ class HarborReader(Reader):
         tasks = {key: read_task(folder if single else folder / key) for key in names}
         if "image" not in file.sandbox.model_fields_set:
             for task in tasks.values():
-                if task.start.refused is not None:
-                    raise task.start.refused
+                if task.refused is not None:
+                    raise task.refused
         return HarborTasks(tasks, rows)
 
     def _fits(self, file: SpecFile) -> None:

@@ -133,8 +133,11 @@ class _Reading:
 
     def _copy(self, place: Location, rest: str) -> None:
         words = _words(place, rest)
-        if len(words) < 2 or any(word.startswith("--") for word in words):
-            raise SpecError(f"COPY: expected SOURCE... DESTINATION without options, found {rest!r}", place)
+        if rest.startswith("--"):
+            self._only_an_image(place, f"COPY {rest}: options are not understood here")
+            return
+        if len(words) < 2:
+            raise SpecError(f"COPY: expected SOURCE... DESTINATION, found {rest!r}", place)
         *sources, last = words
         target = self._path(place, "COPY", last)
         into = last.endswith("/") or len(sources) > 1

@@ -21,12 +21,12 @@ import numpy as np
 
 from envfarm.box import SyncBox
 from envfarm.env import Env, Observed
-from envfarm.errors import InfraError, SpecError, VerifierFault
+from envfarm.errors import SpecError, VerifierFault
 from envfarm.harbor import oracle, runner
 from envfarm.harbor.dockerfile import Copy, Run
 from envfarm.harbor.files import mode_of
 from envfarm.harbor.folder import HarborTask, cached_task, is_task
-from envfarm.task.stock import Shell, Submit, typed
+from envfarm.task.stock import Shell, Submit, require, typed
 from envfarm.tools import Action, ToolCall
 
 if TYPE_CHECKING:
@@ -48,24 +48,18 @@ class HarborEnv(Env, Submit, Shell):
 
     def _build(self, box: SyncBox) -> None:
         """Raises: SpecError at the line of the Dockerfile that fails, InfraError where it stood still."""
-        box.exec(f"mkdir -p {runner.LOG_FOLDERS} {self.task.workdir}")
+        box.exec(f"mkdir -p {runner.LOG_FOLDERS}")
         for step in self.task.start.steps:
             if isinstance(step, Copy):
                 for path, file in step.files.items():
                     box.write(path, file.read_bytes(), mode=mode_of(file))
             else:
                 self._run(box, step)
-        box.exec(runner.entering(self.task))
+        require(box.exec(runner.entering(self.task.workdir, self.task.env)), f"entering {self.task.workdir}")
 
     def _run(self, box: SyncBox, step: Run) -> None:
-        there = [f"mkdir -p {step.workdir}", f"cd {step.workdir}", *(runner.export(*pair) for pair in step.env.items())]
-        result = box.exec(f"({' && '.join(there)} && {{ {step.command}\n}})")
-        if result.limit == "idle":
-            raise InfraError(f"{step.place}: RUN stood still until its time was over; {result.text.strip()[-300:]}")
-        if result.exit_code or result.limit:
-            how = f"{result.limit} limit" if result.limit else f"exit {result.exit_code}"
-            said = result.text.strip()[-300:]
-            raise SpecError(f"RUN failed in the box ({how}), as the agent's user without a network: {said}", step.place)
+        result = box.exec(f"({runner.entering(step.workdir, step.env)} && {{ {step.command}\n}})")
+        require(result, "RUN, in the box as the agent's user without a network,", step.place)
 
     # Experts and fools.
 

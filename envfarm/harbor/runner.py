@@ -65,7 +65,7 @@ def run(task: HarborTask, box: SyncBox) -> dict[str, float]:
     told = f"{VERDICTS}/test-stdout.txt"
     script = f"{TESTS}/test.sh"
     settings = task.settings.verifier
-    command = f"chmod +x {script}; {entering(task, settings.env)}; ({script}) >{told} 2>&1"
+    command = f"chmod +x {script}; {entering(task.workdir, task.env | settings.env)}; ({script}) >{told} 2>&1"
     result = box.exec(command, timeout_s=settings.timeout_sec)
     said = f"test.sh ended with exit code {result.exit_code}: {_end_of(box, told) or result.text.strip()[-_MAX_SAID_CHARS:]}"
     if result.limit in ("idle", "cpu"):
@@ -73,13 +73,13 @@ def run(task: HarborTask, box: SyncBox) -> dict[str, float]:
     return _rewards(task, box, said)
 
 
-def entering(task: HarborTask, more: Mapping[str, str] | None = None) -> str:
-    """Shell text that goes to the task's workdir with its variables."""
-    variables = {**task.env, **(more or {})}
-    return " && ".join([f"cd {shlex.quote(task.workdir)}", *(export(name, value) for name, value in variables.items())])
+def entering(workdir: str, variables: Mapping[str, str]) -> str:
+    """Shell text that goes there, with these variables."""
+    where = shlex.quote(workdir)
+    return " && ".join([f"mkdir -p {where}", f"cd {where}", *(_export(name, value) for name, value in variables.items())])
 
 
-def export(name: str, value: str) -> str:
+def _export(name: str, value: str) -> str:
     """As a Dockerfile means it: `$NAME` is a variable, nothing else is special."""
     escaped = "".join(f"\\{c}" if c in '\\"`' else c for c in value).replace("$(", "\\$(")
     return f'export {name}="{escaped}"'

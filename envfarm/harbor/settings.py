@@ -1,5 +1,8 @@
 """`task.toml`, as far as a box can do what it says. What we cannot do is refused at its line, never left out silently; keys that
 change nothing for whoever plays (metadata, authors, build times) are not looked at.
+
+That the network is `public` is the format's default and says nothing about a need: whether there is one is seen in the task's
+scripts (`network`). A list of hosts says that there is.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from pydantic import Field
 from envfarm.errors import Location, SpecError
 
 VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4")
-_OFFLINE = 'boxes have no network. Write `network_mode = "no-network"` where the task can do without'
+_ALLOWLIST = "the task needs a network, and boxes have none"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(gt=0)]
 
@@ -70,10 +73,9 @@ def _from_the_machine(env: Any) -> bool:
 
 _REFUSED: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
     ("steps",): (_given, "tasks of several steps are not played yet; make each step a task"),
-    ("environment", "network_mode"): (_other_than("no-network"), _OFFLINE),
-    ("environment", "allow_internet"): (_given, _OFFLINE),
-    ("agent", "network_mode"): (_other_than("no-network"), _OFFLINE),
-    ("verifier", "network_mode"): (_other_than("no-network"), _OFFLINE),
+    ("environment", "network_mode"): (_other_than("no-network", "public"), _ALLOWLIST),
+    ("agent", "network_mode"): (_other_than("no-network", "public"), _ALLOWLIST),
+    ("verifier", "network_mode"): (_other_than("no-network", "public"), _ALLOWLIST),
     ("environment", "os"): (_other_than("linux", "Linux"), "boxes are Linux"),
     ("environment", "gpus"): (_given, "boxes have no GPU"),
     ("environment", "tpu"): (_given, "boxes have no TPU"),
