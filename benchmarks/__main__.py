@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.harness import Row
 
-NAMES = ("engine", "serving", "sessions", "rollouts", "training", "async", "vllm", "ray_scaling")
+NAMES = ("engine", "serving", "sessions", "boxes", "rollouts", "training", "async", "vllm", "ray_scaling")
 
 MODULES = {"async": "async_training"}
 """Where a module is called otherwise: `async` is a word of the language."""

@@ -1,135 +1,173 @@
-"""Rows of `benchmarks.sessions` about boxes: what our box costs over the raw limit of the same primitive.
+"""Containers and pods as boxes, beside containers and pods without us (`benchmarks.raw_boxes`), in turns, by medians:
 
-Each pair is measured in turns (ours, raw, ours, raw, ...) in one run and compared by medians:
+    start               until the box's shell has answered, over the raw one's
+    lease               a box out of a warm pool, less one round trip of the protocol (a built-in command in a live box)
+    command             `ls` in a live box, its streams apart and with its exit code, over the raw loop
+    many                the last ten of so many live boxes over the first ten, each started four at a time; a command with all
+                        of them live over the same with ten
 
-    box start           until the first answer of its shell, over a raw `bwrap` with the very same arguments (namespaces,
-                        mounts, seccomp filter) and the same shell until its first byte; raw has no limits and no control
-    built-in commands   per second, each with its exit code and separate streams; no other side
-    external commands   time of `ls` in a live box, over the loop of the same shell in a raw `bwrap` with the same arguments:
-                        a line in, a line out after each command, streams not apart, no exit code
+Where there is no engine (DOCKER_HOST) or cluster (KUBECONFIG), its rows are left out and the reason is printed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import statistics
-import subprocess
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from benchmarks.harness import Row, finish, row
-from envfarm.backends.bubblewrap import BubblewrapBackend
-from envfarm.backends.rootfs import PINNED_ENV
-from envfarm.box import BoxSpec
+from benchmarks.raw_boxes import RawContainer, RawPod
+from envfarm.backends.docker import DockerBackend
+from envfarm.backends.kubernetes import KubernetesBackend
+from envfarm.backends.remote_backend import RemoteBackend
+from envfarm.box import Box, BoxSpec
+from envfarm.errors import UserError
 
-SPEC = BoxSpec()
-_SETTLE_S = 0.02
-"""Before each start: the kernel takes the namespaces of the one before apart in the background."""
-
-
-class Raw:
-    """`bwrap` and a shell as the backend starts them, with a script instead of our loop and nothing around it."""
-
-    def __init__(self, backend: BubblewrapBackend, script: str):
-        given: list[int] = []
-        root = backend._root(SPEC.image)
-        arguments = [*backend._program(), *backend._arguments(SPEC, root, given), root.shell, "--norc", "-c", script]
-        self._process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**PINNED_ENV, **root.env},
-            pass_fds=given,
-            bufsize=0,
-        )
-        for fd in given:
-            os.close(fd)
-
-    def say(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line)
-
-    def heard(self) -> bytes:
-        assert self._process.stdout is not None
-        return self._process.stdout.read(1 << 16)
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+SPEC = BoxSpec(memory_bytes=48 << 20, disk_bytes=8 << 20)
+COMMANDS = 20
+TEN = 10
+AT_ONCE = 4
 
 
-async def _start_ms(backend: BubblewrapBackend, rounds: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Kind:
+    name: str
+    program: str
+    backend: Callable[..., RemoteBackend]
+    raw: Callable[[BoxSpec], RawContainer | RawPod]
+    starts: int
+    lease_ms: float
+    many: int
+
+
+CONTAINERS = Kind("container", "docker", DockerBackend, RawContainer, starts=20, lease_ms=20, many=100)
+PODS = Kind("pod", "kubectl", KubernetesBackend, RawPod, starts=10, lease_ms=50, many=150)
+
+
+async def ms(work: Callable[[], Awaitable[object]]) -> float:
+    before = time.perf_counter()
+    await work()
+    return (time.perf_counter() - before) * 1e3
+
+
+async def start_row(kind: Kind, backend: RemoteBackend) -> Row:
     ours, raw = [], []
-    for _ in range(rounds):
-        await asyncio.sleep(_SETTLE_S)
-        before = time.perf_counter()
-        box = await backend.start(SPEC)
-        ours.append(time.perf_counter() - before)
-        await box.stop()
-        await asyncio.sleep(_SETTLE_S)
-        before = time.perf_counter()
-        process = Raw(backend, "echo up; read line")
-        process.heard()
-        raw.append(time.perf_counter() - before)
-        process.end()
-    return statistics.median(ours) * 1e3, statistics.median(raw) * 1e3
+    for number in range(kind.starts + 1):
+        made: list[Box] = []
+
+        async def start(made: list[Box] = made) -> None:
+            made.append(await backend.start(SPEC))
+
+        ours.append(await ms(start))
+        await made[0].stop()
+        other = kind.raw(SPEC)
+        raw.append(await ms(other.start))
+        await other.stop()
+        if number == 0:
+            ours, raw = [], []  # warm caches
+    of = "docker run" if kind is CONTAINERS else "pod creation"
+    return row(f"{kind.name} start over raw {of}", statistics.median(ours), statistics.median(raw), unit="ms", goal="<=1.2")
 
 
-async def _built_ins_per_s(backend: BubblewrapBackend, rounds: int) -> float:
-    box = await backend.start(SPEC)
-    rates = []
-    for _ in range(rounds):
-        before = time.perf_counter()
-        for _ in range(500):
-            result = await box.exec("x=1; echo $x; echo e >&2; false")
-        rates.append(500 / (time.perf_counter() - before))
-        assert (result.exit_code, result.stdout, result.stderr) == (1, b"1\n", b"e\n")
-    await box.stop()
-    return statistics.median(rates)
-
-
-async def _external_ms(backend: BubblewrapBackend, rounds: int) -> tuple[float, float]:
-    box = await backend.start(SPEC)
-    process = Raw(backend, 'while read -r line; do eval "$line"; echo; done')
-    ours, raw = [], []
-    for _ in range(rounds):
-        before = time.perf_counter()
-        for _ in range(20):
-            await box.exec("ls")
-        ours.append((time.perf_counter() - before) / 20)
-        before = time.perf_counter()
-        for _ in range(20):
-            process.say(b"ls\n")
-            assert process.heard() == b"\n"
-        raw.append((time.perf_counter() - before) / 20)
-    process.end()
-    await box.stop()
-    return statistics.median(ours) * 1e3, statistics.median(raw) * 1e3
-
-
-async def _measure(scale: float) -> list[Row]:
-    def rounds(full: int) -> int:
-        return max(3, int(full * scale))
-
-    backend = BubblewrapBackend()
+async def lease_row(kind: Kind) -> Row:
+    backend = kind.backend(warm=2)
     try:
-        await _start_ms(backend, 3)  # warm caches
-        return [
-            row("box start over raw bwrap", *await _start_ms(backend, rounds(40)), unit="ms", goal="<=1.3"),
-            row("built-in commands in a live box", await _built_ins_per_s(backend, rounds(10)), unit="commands/s", goal=">=1000"),
-            row("external command over the raw loop", *await _external_ms(backend, rounds(30)), unit="ms", goal="<=1.3"),
-        ]
+        boxes = [await backend.start(SPEC)]
+        leases = []
+        for _ in range(kind.starts):
+            await asyncio.gather(*backend._ready[SPEC])
+
+            async def lease() -> None:
+                boxes.append(await backend.start(SPEC))
+
+            leases.append(await ms(lease))
+            await boxes.pop().stop()
+        round_trips = [await ms(lambda: boxes[0].exec(":")) for _ in range(kind.starts)]
     finally:
         await backend.close()
+    over = statistics.median(leases) - statistics.median(round_trips)
+    return row(f"{kind.name} out of a warm pool, over a round trip", over, unit="ms", goal=f"<={kind.lease_ms:g}")
 
 
-def rows(scale: float = 1.0) -> list[Row]:
-    """The three rows; `scale` shortens the run."""
-    return asyncio.run(_measure(scale))
+async def command_row(kind: Kind, backend: RemoteBackend) -> Row:
+    box, other = await backend.start(SPEC), kind.raw(SPEC)
+    await other.start()
+    shell = await other.shell()
+    ours, raw = [], []
+    for number in range(kind.starts + 1):
+        ours.append(await _command_ms(box))
+        raw.append(await ms(lambda: _repeat(lambda: shell.run(b"ls"))) / COMMANDS)
+        if number == 0:
+            ours, raw = [], []
+    await asyncio.gather(box.stop(), other.stop())
+    name = f"command in a live {kind.name} over the raw loop"
+    return row(name, statistics.median(ours), statistics.median(raw), unit="ms", goal="<=1.3")
+
+
+async def _command_ms(box: Box) -> float:
+    return await ms(lambda: _repeat(lambda: box.exec("ls"))) / COMMANDS
+
+
+async def _repeat(work: Callable[[], Awaitable[object]]) -> None:
+    for _ in range(COMMANDS):
+        await work()
+
+
+async def many_rows(kind: Kind, backend: RemoteBackend) -> list[Row]:
+    permits, boxes = asyncio.Semaphore(AT_ONCE), []
+
+    async def start() -> None:
+        async with permits:
+            boxes.append(await backend.start(SPEC))
+
+    async def more(count: int) -> None:
+        await asyncio.gather(*(start() for _ in range(count)))
+
+    first = await ms(lambda: more(TEN)) / TEN
+    with_ten = [await _command_ms(boxes[0]) for _ in range(TEN)]
+    await more(kind.many - 2 * TEN)
+    last = await ms(lambda: more(TEN)) / TEN
+    with_all = [await _command_ms(boxes[0]) for _ in range(TEN)]
+    said = await asyncio.gather(*(box.exec("echo $HOSTNAME lives") for box in boxes))
+    assert [result.exit_code for result in said] == [0] * kind.many, "not all of them answer"
+    await asyncio.gather(*(box.stop() for box in boxes))
+    n = kind.many
+    return [
+        row(f"{kind.name}s {n - TEN + 1} to {n} over 1 to {TEN}, start of each", last, first, unit="ms", goal="<=1.2"),
+        row(f"command with {n} {kind.name}s live over {TEN}", statistics.median(with_all), statistics.median(with_ten), unit="ms",
+            goal="<=1.2"),
+    ]  # fmt: skip
+
+
+async def rows_of(kind: Kind) -> list[Row]:
+    """Raises: UserError where there is no engine or cluster, or no program for the raw side."""
+    if shutil.which(kind.program) is None:
+        raise UserError(f"`{kind.program}` is not installed")
+    if kind is PODS and "KUBECONFIG" not in os.environ:  # never by chance the cluster that somebody works with
+        raise UserError("KUBECONFIG names no cluster")
+    backend = kind.backend()
+    try:
+        await (await backend.start(SPEC)).stop()
+        rows = [await start_row(kind, backend), await command_row(kind, backend), *await many_rows(kind, backend)]
+    finally:
+        await backend.close()
+    return [rows[0], await lease_row(kind), *rows[1:]]
+
+
+def main() -> None:
+    found: list[Row] = []
+    for kind in (CONTAINERS, PODS):
+        try:
+            found += asyncio.run(rows_of(kind))
+        except UserError as error:
+            print(f"boxes: no {kind.name}s: {error}")
+    if found:
+        finish("boxes", found)
 
 
 if __name__ == "__main__":
-    finish("boxes", rows())
+    main()

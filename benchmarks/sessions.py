@@ -3,7 +3,7 @@
 The clock runs from the request to the first observation, over the worker's socket, so it includes the fork, the
 environment's reset in the new process and both ways. Starts one right after the other outrun the spare processes that a
 worker keeps, so they include the making of one; a start after a pause, as between episodes, takes one that waits. The rows
-about boxes come from `benchmarks.boxes`.
+about boxes come from `benchmarks.bubblewrap`; containers and pods are in `benchmarks.boxes`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import boxes
+from benchmarks import bubblewrap
 from benchmarks.harness import Row, finish, row
 from envfarm.spec import load_spec
 from envfarm.worker.pool import WorkerPool
@@ -67,7 +67,7 @@ def session_rows() -> list[Row]:
 
 
 def main() -> None:
-    finish("sessions", session_rows() + boxes.rows())
+    finish("sessions", session_rows() + bubblewrap.rows())
 
 
 if __name__ == "__main__":

@@ -149,9 +149,12 @@ class Bench:
         return self.runner.run(play())
 
     def row(self, model: str, count: int) -> Row:
-        self.ours(count)  # so that theirs has something to ask, whoever begins
+        self.ours(count)  # so that theirs has something to ask, whoever begins; and warm
         name = f"{count} in flight, {TURNS} turns, {model}"
-        return measure(name, lambda: self.ours(count), self.theirs, goal=">=0.97", unit="tokens/s", rounds=5)
+        return measure(
+            name, lambda: self.ours(count), self.theirs, goal=">=0.97", unit="tokens/s",
+            rounds=4, warm_up=0,  # a round takes a minute on two cores
+        )  # fmt: skip
 
 
 def tiny(folder: Path) -> ModelFolder:

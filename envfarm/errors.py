@@ -4,6 +4,7 @@
     ├── UserError                 what a person can mend: printed without a traceback, exit code 2
     │   ├── SpecError             an environment's YAML, with file:line:column
     │   ├── RunFileError          a run file's YAML, with file:line:column
+    │   ├── FarmFileError         a farm's YAML, with file:line:column
     │   ├── UnknownIdError        no environment of that id (near matches named)
     │   ├── MissingDependencyError  a package or program that must be installed (which command installs it)
     │   ├── CapabilityError       an engine or backend cannot do what the run needs
@@ -73,6 +74,10 @@ class SpecError(UserError):
 
 
 class RunFileError(UserError):
+    pass
+
+
+class FarmFileError(UserError):
     pass
 
 

@@ -69,6 +69,10 @@ class Registry:
             return found
         return [self._resolve(pattern)]
 
+    def matching(self, patterns: Sequence[str]) -> list[EnvSpec]:
+        """All that one of the ids or globs stands for; none is no error. Raises: SpecError."""
+        return [self.get(i) for i in self.ids() if any(fnmatch.fnmatchcase(i, pattern) for pattern in patterns)]
+
     def get(self, id_or_file: str | Path) -> EnvSpec:
         """The spec of an id (without version: the highest), of a YAML file, or of a folder that holds one environment.
 

@@ -15,6 +15,7 @@ app.add_typer(store_app, name="store")
 app.add_typer(models_app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; progress goes to stderr.")]
+Farm = Annotated[str | None, typer.Option(metavar="NAME|URL", help="Play on this farm's workers and boxes (`envfarm farm`).")]
 Salvage = Annotated[bool, typer.Option(help="Leave damaged parts out instead of refusing the store.")]
 
 
@@ -33,14 +34,16 @@ def rollout(
     out: Annotated[Path | None, typer.Option(help="Store to write, or to go on with.")] = None,
     backend: Annotated[str | None, typer.Option(help="Where boxes come from.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
+    farm: Farm = None,
     json_: Json = False,
 ) -> None:
     """Play episodes and store them: `envfarm rollout RUN.yaml`, or `--env ID --policy oracle --out DIR`."""
     from rollout.commands import run_rollout
+    from rollout.places import Where
 
     run_rollout(
         run_file, envs=env or [], policy=policy, episodes=episodes, group=group, split=split, rung=rung, seed=seed,
-        out=out, backend=backend, workers=workers, as_json=json_,
+        out=out, where=Where(backend, workers, farm), as_json=json_,
     )  # fmt: skip
 
 
@@ -60,17 +63,19 @@ def evaluate(
     url: Annotated[str | None, typer.Option(help="Of an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1.")] = None,
     renderer: Annotated[str | None, typer.Option(help="Template of a model folder, where it does not say.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the episodes in this store.")] = None,
-    backend: Annotated[str, typer.Option(help="Where boxes come from.")] = "bubblewrap",
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    backend: Annotated[str | None, typer.Option(help="Where boxes come from; default: bubblewrap.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: 2.")] = None,
+    farm: Farm = None,
     json_: Json = False,
 ) -> None:
     """Success of a policy by split and environment, with 95 % intervals."""
     from rollout.eval_command import run_eval
+    from rollout.places import Where
 
     run_eval(
         policy, envs=env or [], splits=split or [], episodes=episodes, rung=rung, temperature=temperature,
-        max_tokens=max_tokens, seed=seed, engine=engine, url=url, renderer=renderer, out=out, backend=backend,
-        workers=workers, as_json=json_,
+        max_tokens=max_tokens, seed=seed, engine=engine, url=url, renderer=renderer, out=out,
+        where=Where(backend, workers, farm), as_json=json_,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from envfarm.spec import EnvSpec
 from rollout import interrupt
 from rollout.acting import console_for, named_policies, named_policy, progress_bar, specs_of, with_rollouts
 from rollout.build import build_policies
-from rollout.places import Place, engine_maker, make_place
+from rollout.places import Place, Where, engine_maker, make_place
 from rollout.policies import Policy
 from rollout.requests import EnvChoice, draw_groups
 from rollout.run import RolloutFile, read_run
@@ -39,7 +39,7 @@ class Job:
     place: Place
 
 
-def job_of_file(path: Path, policy: str | None, registry: Registry, backend: str | None, workers: int | None) -> Job:
+def job_of_file(path: Path, policy: str | None, registry: Registry, where: Where) -> Job:
     """A run file's; `policy` acts in the learner's place. Raises: RunFileError, UserError."""
     run, source = read_run(path, RolloutFile)
     specs = resolve(run, source, registry)
@@ -47,7 +47,7 @@ def job_of_file(path: Path, policy: str | None, registry: Registry, backend: str
     own = {name: entry for name, entry in run.policies.items() if policy is None or name != run.learner}
     seated = {name for c in choices for name in c.seats.values()}
     entries = {name: entry for name, entry in own.items() if name in seated}
-    place = make_place(run, specs, backend=backend, workers=workers)
+    place = make_place(run, specs, where)
     maker = engine_maker(place)
     if policy is None:
         policies = build_policies(entries, run.engine, run.folder, maker)
@@ -56,9 +56,7 @@ def job_of_file(path: Path, policy: str | None, registry: Registry, backend: str
     return Job(run, specs, policies, choices, place)
 
 
-def job_of_options(
-    envs: Sequence[str], policy: str, rung: int | None, registry: Registry, backend: str | None, workers: int | None
-) -> Job:
+def job_of_options(envs: Sequence[str], policy: str, rung: int | None, registry: Registry, where: Where) -> Job:
     """One policy in every seat. Raises: UnknownIdError, UserError."""
     specs = specs_of(envs, registry)
     entries = [{"id": name} for name in specs]
@@ -66,24 +64,24 @@ def job_of_options(
     run = RolloutFile.model_validate(said)
     setting = {} if rung is None else {"rung": rung}
     choices = [EnvChoice(s, dict.fromkeys(s.roles, "policy"), 1.0, setting) for s in specs.values()]
-    place = make_place(run, specs, backend=backend, workers=workers)
+    place = make_place(run, specs, where)
     return Job(run, specs, {"policy": named_policy(policy, "policy", engine=run.engine)}, choices, place)
 
 
 def run_rollout(
     run_file: Path | None, *, envs: Sequence[str], policy: str | None, episodes: int, group: int, split: str,
-    rung: int | None, seed: int | None, out: Path | None, backend: str | None, workers: int | None, as_json: bool,
+    rung: int | None, seed: int | None, out: Path | None, where: Where, as_json: bool,
 ) -> None:  # fmt: skip
     """Play and store. Raises: UserError."""
     console, registry = console_for(as_json), default_registry()
-    if backend is not None:
-        backend_class(backend)  # an unknown one is refused before anything is written
+    if where.backend is not None:
+        backend_class(where.backend)  # an unknown one is refused before anything is written
     if (run_file is None) == (not envs):
         raise UserError("give a run file, or environments with --env (one of the two)")
     if run_file is not None:
-        job = job_of_file(run_file, policy, registry, backend, workers)
+        job = job_of_file(run_file, policy, registry, where)
     else:
-        job = job_of_options(envs, policy or "oracle", rung, registry, backend, workers)
+        job = job_of_options(envs, policy or "oracle", rung, registry, where)
     run = job.run
     plan = replace(run.plan(job.specs), seed=run.seed if seed is None else seed)
     requests = draw_groups(

@@ -14,12 +14,12 @@ from rich.table import Table
 from envfarm.backends.local import backend_class
 from envfarm.errors import UserError, did_you_mean
 from envfarm.registry import Registry, default_registry
-from envfarm.worker.pool import WorkerPool
 from rollout import interrupt
 from rollout.acting import console_for, named_policies, policy_folder, progress_bar, specs_of, with_rollouts
 from rollout.build import engine_class, opponents
 from rollout.evaluate import EvalResult, evaluate
 from rollout.models import is_model
+from rollout.places import Where
 from rollout.plan import RunPlan
 from rollout.requests import EnvChoice
 from rollout.run import SELF, EngineEntry
@@ -31,12 +31,13 @@ from rollout.types import SamplingParams
 def run_eval(
     policy: str, *, envs: Sequence[str], splits: Sequence[str], episodes: int | None, rung: int | None,
     temperature: float | None, max_tokens: int | None, seed: int | None, engine: str, url: str | None,
-    renderer: str | None, out: Path | None, backend: str, workers: int, as_json: bool,
+    renderer: str | None, out: Path | None, where: Where, as_json: bool,
 ) -> None:  # fmt: skip
     """Evaluate and print. What is not said is as the policy's `envfarm.json` has it. Raises: UserError."""
     console = console_for(as_json)
     registry = default_registry()
-    backend_class(backend)  # unknown names are refused as such, whatever else is wrong
+    if where.backend is not None:
+        backend_class(where.backend)  # unknown names are refused as such, whatever else is wrong
     if engine != "torch":  # which takes its time to import, and need not be wanted
         engine_class(engine)
     if engine == "openai" and url is None:
@@ -74,8 +75,7 @@ def run_eval(
 
     store = Store.open_or_create(out) if out is not None else None
     try:
-        pool = WorkerPool(list(specs.values()), backend=backend, workers=workers)
-        results = interrupt.run(with_rollouts(plan, policies, store, pool, play))
+        results = interrupt.run(with_rollouts(plan, policies, store, where.pool(specs), play))
     finally:
         if store is not None:
             store.close()

@@ -7,107 +7,51 @@ grows hides differences. Episodes that were not `ok` are compared as far as they
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from envfarm.errors import EpisodeError, InfraError, first_failure
-from envfarm.masking import mask, side_by_side
+from envfarm.comparison import Comparison, Pair, Spans
+from envfarm.errors import EpisodeError, InfraError
 from envfarm.session import Turn
 from envfarm.spec import EnvSpec, Instance
+from envfarm.worker.fresh import Job, play_all
 from rollout.hosts import Pool
 from rollout.policies import AsyncSession
 from rollout.types import Episode, RewardEntry
 
-Spans = tuple[tuple[int, int], ...]
-ATTEMPTS = 3
-"""At one episode, where the machine and not the episode is to blame for its end."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One place where an episode did not repeat itself."""
-
-    episode: str
-    where: str
-    recorded: str
-    replayed: str
-
-    def __str__(self) -> str:
-        return f"episode {self.episode}, {self.where}: recorded {_cut(self.recorded)}, replayed {_cut(self.replayed)}"
-
 
 @dataclass
-class ReplayReport:
+class ReplayReport(Comparison):
     """What a replay of many episodes found."""
 
     episodes: int = 0
     partial: int = 0  # not-ok episodes, compared as far as they went
-    differences: list[Difference] = field(default_factory=list)
-    text_chars: int = 0  # of all observations
-    output_chars: int = 0  # of these, printed by commands in boxes
-    masked_chars: int = 0  # of these, replaced by the mask
-
-    @property
-    def same(self) -> bool:
-        return not self.differences
-
-    @property
-    def masked_share(self) -> float:
-        """Of all compared characters."""
-        return self.masked_chars / self.text_chars if self.text_chars else 0.0
-
-    def add(self, other: ReplayReport) -> None:
-        """Count another report's episodes as well."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "episodes": self.episodes, "partial": self.partial, "same": self.same, "text_chars": self.text_chars,
-            "output_chars": self.output_chars, "masked_chars": self.masked_chars, "masked_share": self.masked_share,
-            "differences": [vars(d) for d in self.differences],
-        }  # fmt: skip
+        return {"episodes": self.episodes, "partial": self.partial, "same": self.same} | super().to_json()
 
 
 async def replay_all(
     episodes: Iterable[Episode], pool: Pool, specs: Mapping[str, EnvSpec], *, at_once: int = 8,
     progress: Callable[[Episode], None] | None = None,
 ) -> ReplayReport:  # fmt: skip
-    """Replay episodes, `at_once` at a time; differences in the order of `episodes`.
+    """Replay episodes, `at_once` at a time; differences in the order of `episodes`. Raises: as `play_all`."""
 
-    Raises: InfraError where a session cannot be had or its worker or box dies, `ATTEMPTS` times in a row: that says nothing
-    about the episode.
-    """
-    permits = asyncio.Semaphore(at_once)
+    def job(episode: Episode) -> Job[AsyncSession, ReplayReport]:
+        async def play(session: AsyncSession) -> ReplayReport:
+            replayed = await _Replay(episode, specs[episode.env]).run(session)
+            if progress is not None:
+                progress(episode)
+            return replayed
 
-    async def one(episode: Episode) -> ReplayReport:
-        async with permits:
-            for attempt in range(1, ATTEMPTS + 1):
-                session = await pool.session(episode.env)
-                try:
-                    replayed = await _Replay(episode, specs[episode.env]).run(session)
-                    break
-                except InfraError as error:
-                    if attempt == ATTEMPTS:
-                        raise InfraError(f"episode {episode.id} could not be replayed: {error}") from error
-                finally:
-                    await asyncio.shield(session.close())
-        if progress is not None:
-            progress(episode)
-        return replayed
+        return Job(episode.id, episode.env, play)
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            replays = [tasks.create_task(one(episode)) for episode in episodes]
-    except BaseExceptionGroup as failures:
-        raise first_failure(failures) from None
     report = ReplayReport()
-    for done in replays:
-        report.add(done.result())
+    for replayed in await play_all([job(episode) for episode in episodes], pool, at_once=at_once):
+        report.add(replayed)
     return report
 
 
@@ -118,6 +62,8 @@ class _Replay:
         self.episode, self.spec = episode, spec
         self.report = ReplayReport(episodes=1, partial=int(not episode.ok))
         self.differences = self.report.differences
+        self._pair = Pair(episode.id, self.report)
+        self._same = self._pair.same
         self._events: list[dict[str, Any]] = []
         self._rewards: list[RewardEntry] = []
         self._taken: dict[str, int] = {}
@@ -179,17 +125,7 @@ class _Replay:
             self._text(where, self.episode.final_observation, spans, turn, command)
 
     def _text(self, where: str, recorded: str, spans: Spans, turn: Turn, command: str) -> None:
-        self.report.text_chars += len(turn.text)
-        self.report.output_chars += sum(end - start for start, end in turn.command_output)
-        left, _ = masked(recorded, spans, command)
-        right, count = masked(turn.text, turn.command_output, command)
-        if left != right and side_by_side(command):  # their processes may have written at once: the same without its order?
-            loose, _ = masked(recorded, spans, command, unordered=True)
-            other, whole = masked(turn.text, turn.command_output, command, unordered=True)
-            if loose == other:
-                left, right, count = loose, other, whole
-        self.report.masked_chars += count
-        self._same(where, left, right)
+        self._pair.text(where, recorded, spans, turn.text, turn.command_output, command)
 
     def _end(self, turn: Turn) -> None:
         episode = self.episode
@@ -204,35 +140,3 @@ class _Replay:
         self._same("terminated, truncated", [episode.terminated, episode.truncated], [turn.terminated, turn.truncated])
         self._same("perturbations", episode.perturbations, msgspec.to_builtins(self._events))
         self._same("virtual time", episode.virtual_time_s, turn.virtual_time_s)
-
-    def _same(self, where: str, recorded: Any, replayed: Any) -> bool:
-        if recorded == replayed:
-            return True
-        self.differences.append(Difference(self.episode.id, where, *_apart(recorded, replayed)))
-        return False
-
-
-def masked(text: str, spans: Spans, command: str, *, unordered: bool = False) -> tuple[str, int]:
-    """`text` with the mask over its command output, and how many characters that replaced."""
-    parts, count, at = [], 0, 0
-    for start, end in spans:
-        covered, replaced = mask(command, text[start:end], unordered=unordered)
-        parts += [text[at:start], "\0" + covered + "\0"]  # so that a span's borders are compared, too
-        count += replaced
-        at = end
-    return "".join([*parts, text[at:]]), count
-
-
-def _apart(recorded: Any, replayed: Any) -> tuple[str, str]:
-    """Both sides as text; of long texts what follows their common beginning."""
-    if not (isinstance(recorded, str) and isinstance(replayed, str)):
-        return repr(recorded), repr(replayed)
-    same = next((i for i, (a, b) in enumerate(zip(recorded, replayed, strict=False)) if a != b), None)
-    if same is None:
-        same = min(len(recorded), len(replayed))
-    start = max(0, same - 20)
-    return repr(recorded[start:]) + f" (differs at character {same})", repr(replayed[start:])
-
-
-def _cut(text: str, limit: int = 160) -> str:
-    return text if len(text) <= limit else text[:limit] + "..."

@@ -188,10 +188,18 @@ class RolloutFile(FileModel):
     backend: str = "bubblewrap"
     workers: int = Field(default=2, ge=1)
     ray: RayEntry | None = None
+    farm: str | None = None  # the name of a farm that is up on this machine, or its keeper's URL
     sampling: SamplingEntry = SamplingEntry()
     retries: int = Field(default=2, ge=0)
     error_budget: float = Field(default=0.25, ge=0, le=1)
     output: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_place(self) -> RolloutFile:
+        said = sorted(self.model_fields_set & {"backend", "workers"}) if self.farm is not None else []
+        if said:
+            raise ValueError(f"`farm` has workers and boxes of its own: leave out {' and '.join(f'`{key}`' for key in said)}")
+        return self
 
     @property
     def learner(self) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from envfarm.farm.file import read_farm
+from envfarm.farm.manifests import render
 from envfarm.registry import default_registry
 from envfarm.session import local_session
 from envfarm.spec import load_spec
@@ -24,14 +26,14 @@ from rollout.store import Store
 from tests.envfarm.worker.helpers import running
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "AGENTS.md"])
+DOCUMENTS = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "k8s/README.md"])
 
 _FENCE = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _QUOTED = re.compile(r"`([^`\n]+)`")
-_PATH = re.compile(r"(?:\.ci|benchmarks|docs|envfarm|environments|examples|rollout|tests|trainer)/[\w./-]*(?:::\w+)?")
+_PATH = re.compile(r"(?:\.ci|benchmarks|docs|envfarm|environments|examples|k8s|rollout|tests|trainer)/[\w./-]*(?:::\w+)?")
 _MODULE = re.compile(r"(?:envfarm|rollout|trainer)(?:\.\w+)+")
-NO_PATHS = {"envfarm/base", "envfarm/python"}
+NO_PATHS = {"envfarm/base", "envfarm/python", "envfarm/gpu", "envfarm/worker"}
 """Names of images."""
 NO_MODULES = {"envfarm.json", "envfarm.environments", "envfarm.commands"}
 """A file of a saved policy; entry-point groups."""
@@ -63,6 +65,7 @@ REMOTE = [s for s in YAML if re.search(r"^openenv:", s.text, re.MULTILINE)]
 """Environments of a server: `tests/test_docs_serve.py` runs one."""
 SPECS = [s for s in YAML if re.search(r"^id:", s.text, re.MULTILINE) and s not in REMOTE]
 RUNS = [s for s in YAML if re.search(r"^run:", s.text, re.MULTILINE)]
+FARMS = [s for s in YAML if re.search(r"^farm:", s.text, re.MULTILINE) and s not in RUNS]
 
 
 def written(snippet: Snippet, folder: Path) -> Path:
@@ -81,8 +84,8 @@ def prose(document: Path) -> str:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert len(SPECS) >= 5 and RUNS and len(DOCUMENTS) >= 10
-    assert set(YAML) == {*SPECS, *REMOTE, *RUNS}, "each is an environment or a run file"
+    assert len(SPECS) >= 5 and RUNS and FARMS and len(DOCUMENTS) >= 10
+    assert set(YAML) == {*SPECS, *REMOTE, *RUNS, *FARMS}, "each is an environment, a run file or a farm"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
@@ -165,6 +168,13 @@ def test_run_files_are_read_and_fit_together(snippet: Snippet, tmp_path: Path) -
 
         full, source = read_run(path, RunFile)
         assert check(full, source, registry)
+
+
+@pytest.mark.parametrize("snippet", FARMS, ids=str)
+def test_farms_are_read_and_rendered(snippet: Snippet, tmp_path: Path) -> None:
+    farm = read_farm(written(snippet, tmp_path))
+    assert all(default_registry().match(pattern) for pool in farm.pools for pattern in pool.environments)
+    assert farm.kind != "kubernetes" or render(farm)
 
 
 @pytest.mark.parametrize("snippet", [s for s in EVERY if s.language == "sql"], ids=str)

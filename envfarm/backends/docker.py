@@ -14,20 +14,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from envfarm.backends import owners
+from envfarm.backends import docker_gvisor, owners
 from envfarm.backends.docker_config import RUNSC, configuration, enforcement
 from envfarm.backends.docker_container import Container, EngineError, remove
+from envfarm.backends.docker_gvisor import GvisorContainer
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
-from envfarm.errors import BoxUnavailableError, MissingDependencyError
+from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
 
 T = TypeVar("T")
 _CALLS_AT_ONCE = 16
+PATIENCE_S = 60.0
+"""How long a new box waits for an engine that answered before."""
+_AGAIN_S = 0.5
 
 
 def connect(timeout_s: float = 120.0) -> Any:
@@ -68,8 +72,8 @@ def ask(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         raise EngineError(0, str(error)) from None
 
 
-def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
-    """Remove the containers of `owner`, of every owner that is gone, and those past their deadline. For the reaper.
+def remove_left_over(owner: str | None, names: Set[str] = frozenset(), timeout_s: float = 10.0) -> int:
+    """Remove the boxes `names`, those of `owner`, of every owner that is gone, and those past their deadline. For the reaper.
 
     Returns how many it found; -1 where the engine does not answer. One that cannot be removed (a runtime that hangs) does not
     keep the others: it is found again the next time.
@@ -83,7 +87,7 @@ def remove_left_over(owner: str | None, timeout_s: float = 10.0) -> int:
     except (BoxUnavailableError, docker.errors.DockerException, OSError):
         return -1
     for container in found:
-        if owners.is_over(container["Labels"], owner):
+        if owners.is_over(container["Labels"], owner, names):
             count += 1
             with suppress(docker.errors.DockerException, OSError):
                 remove(api, container["Id"])
@@ -104,12 +108,14 @@ class DockerBackend(RemoteBackend):
         self._info: dict[str, Any] = {}
         self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="docker")
         self._probing = asyncio.Lock()
+        self._answers = True
         self.current: set[str] = set()
 
     async def probe(self) -> None:
-        """Raises BoxUnavailableError, MissingDependencyError."""
+        """Raises BoxUnavailableError, MissingDependencyError; InfraError where an engine that answered does so no more."""
         async with self._probing:
             if self._api is not None:
+                await self._until_it_answers()
                 return
             loop = asyncio.get_running_loop()
             api = await loop.run_in_executor(self._threads, connect)
@@ -124,6 +130,18 @@ class DockerBackend(RemoteBackend):
                     f"start the engine with `dockerd --add-runtime {self.runtime}=/usr/bin/{self.runtime}`"
                 )
             self._api = api
+
+    async def _until_it_answers(self) -> None:
+        """An engine that did before is waited for. Raises: InfraError."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_S
+        while not self._answers:
+            try:
+                await self.call(self._api.ping)
+            except EngineError as error:
+                if loop.time() > until:
+                    raise InfraError(f"the Docker engine has not answered for {PATIENCE_S:.0f} s: {error.said}") from None
+                await asyncio.sleep(_AGAIN_S)
 
     async def _disconnect(self) -> None:
         if self._api is not None:
@@ -140,14 +158,23 @@ class DockerBackend(RemoteBackend):
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """docker-py blocks. Raises: EngineError."""
         work = functools.partial(ask, function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            done = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except EngineError as error:
+            self._answers = error.status != 0
+            raise
+        self._answers = True
+        return done
 
     @property
     def api(self) -> Any:
         return self._api
 
     def _streams(self, spec: BoxSpec, name: str) -> Container:
-        return Container(self, spec, configuration(spec, self.runtime, owners.labels(name, self._deadline_s(spec))))
+        labels = owners.labels(name, self._deadline_s(spec))
+        if self.runtime == RUNSC:
+            return GvisorContainer(self, spec, docker_gvisor.configuration(spec, labels))
+        return Container(self, spec, configuration(spec, self.runtime, labels))
 
 
 class GvisorBackend(DockerBackend):

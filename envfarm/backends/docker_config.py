@@ -93,5 +93,5 @@ def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, st
         "network": "gVisor's own stack: loopback alone",
         "syscalls": "gVisor's own kernel",
         "namespaces": f"{NOT_ENFORCED}: gVisor lets an agent make its own, within gVisor's kernel",
-        "process 1": "not protected: an agent that kills it ends its box, which is told from an end from outside",
+        "process 1": "another user's. Its shell's supervisor is not protected: an agent that kills that ends its own box",
     }

@@ -6,13 +6,12 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from envfarm.backends import remote_side, rootfs
-from envfarm.backends.docker_config import RUNSC
 from envfarm.backends.docker_stream import SocketPipe
 from envfarm.backends.limits import OURS
+from envfarm.backends.owners import BOX
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, InfraError
@@ -43,14 +42,17 @@ class Engine(Protocol):
         """A blocking call of it, in a thread. Raises: EngineError."""
         ...
 
-    left: int
-    """Containers that could not be removed."""
+    def leave(self, box: str) -> None:
+        """To the reaper: it could not be removed."""
+        ...
 
     current: set[str]
     """Base images that are known to be as their recipe says."""
 
 
 class Container:
+    apart = False
+
     def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
         """`configuration`: arguments of docker-py's `create_container`."""
         self._engine, self._spec, self._configuration = engine, spec, configuration
@@ -66,12 +68,17 @@ class Container:
             await self._require_current(self._spec.image)
             self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
             self._id = (await asyncio.shield(self._creating))["Id"]
-            self._main = _pipe(await call(api.attach_socket, self._id, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}))
+            await self._attach()
             await call(api.start, self._id)
         except EngineError as error:
             if error.status == _NOT_FOUND and self._id is None:
                 raise BoxUnavailableError(missing(self._spec.image)) from None
             raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
+
+    async def _attach(self) -> None:
+        """Raises: EngineError."""
+        streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        self._main = _pipe(await self._engine.call(self._engine.api.attach_socket, self._id, streams))
 
     async def _require_current(self, image: str) -> None:
         """One without our label was made by somebody's own recipe. Raises: BoxUnavailableError, EngineError."""
@@ -88,63 +95,47 @@ class Container:
 
     async def open_side(self, *, crowded: bool) -> SocketPipe:
         api, call = self._engine.api, self._engine.call
-        user = f"{rootfs.UID}:{rootfs.GID}"
         try:
             if crowded:
                 await call(_limit_processes, api, self._id, self._spec.pids + OURS + _ROOM)
-            made = await call(api.exec_create, self._id, remote_side.ENTRY, stdin=True, user=user, workdir="/")
-            pipe = _pipe(await call(api.exec_start, made["Id"], socket=True))
+            _, pipe = await self._exec(remote_side.ENTRY)
             if crowded:
                 await call(_limit_processes, api, self._id, self._spec.pids + OURS)
             return pipe
         except EngineError as error:
             raise (NoRoom if error.status and await self._runs() else Lost) from None
 
+    async def _exec(self, command: list[str], workdir: str = "/") -> tuple[str, SocketPipe]:
+        """A process of the agent's user beside process 1: its name and its streams. Raises: EngineError."""
+        api, call, user = self._engine.api, self._engine.call, f"{rootfs.UID}:{rootfs.GID}"
+        made = await call(api.exec_create, self._id, command, stdin=True, user=user, workdir=workdir)
+        return made["Id"], _pipe(await call(api.exec_start, made["Id"], socket=True))
+
     async def _runs(self) -> bool:
         try:
-            return (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]["Running"]
+            return (await self._state())["Running"]
         except EngineError:
             return False
 
+    async def _state(self) -> dict[str, Any]:
+        """Raises: EngineError."""
+        return (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]
+
     async def death(self) -> Death:
         """Of a live process 1 nothing but its own end, a kill from outside or the engine's end closes the streams. The
-        kernel lets no process of the agent's kill it (gVisor's does); one that writes into its memory makes it end by
-        another signal."""
+        kernel lets no process of the agent's kill it; one that writes into its memory makes it end by another signal."""
         try:
-            found = await self._engine.call(self._engine.api.inspect_container, self._id)
-            state = found["State"]
-            in_gvisor = found["HostConfig"]["Runtime"] == RUNSC
-            by_agent = in_gvisor and await self._ended_in_gvisor(state)
+            state = await self._state()
         except EngineError as error:
-            gone = error.status == _NOT_FOUND
-            return Death("its container was removed" if gone else f"the Docker engine does not answer: {error.said}")
+            return without(error)
         if state["Running"]:
             return Death("the connection to its container was lost")
         code = state["ExitCode"]
         if state["OOMKilled"]:
             return Death("out of memory", by_agent=True, limit="memory")
-        if (code in (_KILLED, _TERMINATED) or state["Error"]) and not by_agent:
-            return Death(f"its container was ended from outside (exit code {code}) {state['Error']}".rstrip())
+        if code in (_KILLED, _TERMINATED) or state["Error"]:
+            return ended_from_outside(state)
         return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
-
-    async def _ended_in_gvisor(self, state: dict[str, Any]) -> bool:
-        """Whether process 1 was killed from within. What the engine kills is among its events. Where gVisor's kernel itself
-        was killed the exit code is 137, as by a kill from within; but then that kernel lived on to tell how the second shell
-        ended, by the same kill (else runsc says 128). The engine remembers its last few events: who is not told calls it an
-        end from outside. Raises: EngineError."""
-        if state["Running"]:
-            return False
-        since, until = (int(datetime.fromisoformat(state[when]).timestamp()) for when in ("StartedAt", "FinishedAt"))
-        what = {"container": self._id, "event": ["kill", "exec_die"]}
-
-        def look() -> list[Any]:
-            return list(self._engine.api.events(since=since, until=until + 2, filters=what, decode=True))
-
-        events = await self._engine.call(look)
-        ends = [e["Actor"]["Attributes"].get("exitCode") for e in events if e["Action"].startswith("exec_die")]
-        if any(e["Action"] == "kill" for e in events) or not ends:
-            return False
-        return state["ExitCode"] != _KILLED or ends[-1] == str(_KILLED)
 
     async def remove(self) -> None:
         """What cannot be removed now, as the engine is gone, the reaper removes when it is back."""
@@ -158,7 +149,18 @@ class Container:
                 made = await self._creating  # it cannot be called off
                 await self._engine.call(remove, self._engine.api, made["Id"])
             except EngineError as error:
-                self._engine.left += error.status not in (_NOT_FOUND, _CONFLICT)
+                if error.status not in (_NOT_FOUND, _CONFLICT):
+                    self._engine.leave(self._configuration["labels"][BOX])
+
+
+def ended_from_outside(state: dict[str, Any]) -> Death:
+    return Death(f"its container was ended from outside (exit code {state['ExitCode']}) {state['Error']}".rstrip())
+
+
+def without(error: EngineError) -> Death:
+    """Of a container that the engine does not tell of."""
+    gone = error.status == _NOT_FOUND
+    return Death("its container was removed" if gone else f"the Docker engine does not answer: {error.said}")
 
 
 def missing(image: str) -> str:

@@ -9,33 +9,37 @@ outlives its owner: see `owners`; beside that the cluster itself ends a pod at i
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
+from collections.abc import Set
 from contextlib import suppress
 from typing import Any
 
 from envfarm.backends import owners
-from envfarm.backends.kubernetes_api import FORBIDDEN, NOT_FOUND, Api, ApiError, ask, connect, pods_of
+from envfarm.backends.kubernetes_api import CONFLICT, FORBIDDEN, NOT_FOUND, Api, ApiError, ask, connect, pods_of
 from envfarm.backends.kubernetes_link import Link, Refused
 from envfarm.backends.kubernetes_manifest import enforcement, pod
 from envfarm.backends.kubernetes_pod import PodStreams
 from envfarm.backends.kubernetes_watch import PodWatch
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
-from envfarm.errors import BoxUnavailableError
+from envfarm.errors import BoxUnavailableError, InfraError
 
 PATIENCE_S = 180.0
 _AGAIN_S = 1.0
+_PASSING = re.compile("exceeded quota|not yet ready to handle request")
+"""What the API server forbids for now: it says the second where it has just come up."""
 _GONE_S = 30.0
 
 
-def remove_left_over(owner: str | None) -> int:
+def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
     """For the reaper (see `reaper.main`). Pods that are still ending are found as well."""
     count = 0
     try:
         configuration, namespace = connect()
         pods = pods_of(configuration)
         for one in ask(pods.list_namespaced_pod, namespace, label_selector=owners.BOX)["items"]:
-            if owners.is_over(one["metadata"]["labels"], owner):
+            if owners.is_over(one["metadata"]["labels"], owner, names):
                 count += 1
                 if "deletionTimestamp" not in one["metadata"]:
                     ask(pods.delete_namespaced_pod, one["metadata"]["name"], namespace)
@@ -60,7 +64,7 @@ class KubernetesBackend(RemoteBackend):
         super().__init__(warm=warm, slack_s=slack_s)
         self.patience_s = patience_s
         self.waiting: Counter[str] = Counter()
-        """What boxes wait for just now, in the API server's words, and how many: a quota that is used up."""
+        """What boxes wait for just now, and how many: a quota that is used up, in the API server's words, or that server."""
         self._api = Api()
         self._connected = False
         self._probing = asyncio.Lock()
@@ -95,37 +99,49 @@ class KubernetesBackend(RemoteBackend):
     async def admit(self, manifest: dict[str, Any]) -> None:
         """See `kubernetes_pod.Cluster`."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.patience_s
-        while True:
-            creating = asyncio.ensure_future(self._api.create(manifest))
-            try:
-                await asyncio.shield(creating)
-                return
-            except asyncio.CancelledError:
-                await asyncio.wait([creating])  # it cannot be called off
-                raise
-            except ApiError as error:
-                said = error.said
-                if error.status != FORBIDDEN or "exceeded quota" not in said:
-                    raise self._api.explained(error) from None
+        until, again = loop.time() + self.patience_s, False
+        while (why := await self._not_admitted(manifest, again=again)) is not None:
             if loop.time() > until:
-                raise BoxUnavailableError(
-                    f"no room for a box in namespace {self.namespace!r} in {self.patience_s:.0f} s: {said}. Raise the quota, run "
-                    "fewer episodes at once, or see who else holds boxes (`kubectl get pods -l envfarm.box`)"
-                )
-            self.waiting[said] += 1
+                raise self._given_up(why)
+            again = True
+            self.waiting[why.said] += 1
             try:
                 await asyncio.sleep(_AGAIN_S)
             finally:
-                self.waiting[said] -= 1
+                self.waiting[why.said] -= 1
                 self.waiting += Counter()  # drops what nobody waits for
+
+    async def _not_admitted(self, manifest: dict[str, Any], *, again: bool) -> ApiError | None:
+        """Ask for a pod: what it has to wait for, or None where it is there. Raises: BoxUnavailableError, InfraError."""
+        creating = asyncio.ensure_future(self._api.create(manifest))
+        try:
+            await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating])  # it cannot be called off
+            raise
+        except ApiError as error:
+            if error.status == 0 or (error.status == FORBIDDEN and _PASSING.search(error.said)):
+                return error
+            if error.status == CONFLICT and again:  # the answer to the last question was lost
+                return None
+            raise self._api.explained(error) from None
+        return None
+
+    def _given_up(self, why: ApiError) -> BoxUnavailableError | InfraError:
+        if why.status == 0:
+            return InfraError(f"the API server has not answered for {self.patience_s:.0f} s: {why.said}")
+        return BoxUnavailableError(
+            f"no room for a box in namespace {self.namespace!r} in {self.patience_s:.0f} s: {why.said}. Raise the quota, run "
+            "fewer episodes at once, or see who else holds boxes (`kubectl get pods -l envfarm.box`)"
+        )
 
     async def delete(self, name: str) -> None:
         """See `kubernetes_pod.Cluster`."""
         try:
             await self._api.delete(name)
         except ApiError as error:
-            self.left += error.status != NOT_FOUND
+            if error.status != NOT_FOUND:
+                self.leave(name)
 
     async def _until_gone(self) -> None:
         """A pod that was deleted is there until its node has ended it. One that takes longer is not ours to end: a reaper could

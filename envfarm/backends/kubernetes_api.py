@@ -28,7 +28,7 @@ NEEDED = (
 )
 """Verb, resource, subresource."""
 
-FORBIDDEN, NOT_FOUND = 403, 404
+FORBIDDEN, NOT_FOUND, CONFLICT = 403, 404, 409
 _UNAUTHORIZED = 401
 _CALLS_AT_ONCE = 16
 _TIMEOUT_S = (5, 60)  # to connect, to answer

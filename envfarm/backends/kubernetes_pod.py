@@ -35,7 +35,7 @@ class Cluster(Protocol):
     watch: PodWatch
 
     async def admit(self, manifest: dict[str, Any]) -> None:
-        """Create a pod; waits while a quota is used up. Raises: BoxUnavailableError, InfraError."""
+        """Create a pod; waits while a quota is used up or the API server is away. Raises: BoxUnavailableError, InfraError."""
         ...
 
     async def delete(self, name: str) -> None:
@@ -44,6 +44,8 @@ class Cluster(Protocol):
 
 
 class PodStreams:
+    apart = False
+
     def __init__(self, cluster: Cluster, manifest: dict[str, Any]):
         self._cluster, self._manifest = cluster, manifest
         self._name: str = manifest["metadata"]["name"]

@@ -2,8 +2,8 @@
 
 Every box carries three labels: its name, its owner (a process, for ever: machine, pid, and when it started) and its deadline. A
 second process per owner, the reaper, removes the boxes of an owner that has ended, however that came, and those past their
-deadline, also those of owners whose own reaper is gone. How boxes are found and removed is their backend module's matter:
-its function `remove_left_over(owner)`.
+deadline, also those of owners whose own reaper is gone; and by name those that their owner could not remove, as the engine was
+away. How boxes are found and removed is their backend module's matter: its function `remove_left_over(owner, names)`.
 
 Started as `python -m envfarm.backends.reaper MODULE OWNER PID` in a session of its own, so that neither Ctrl-C nor `kill -9` of
 the owner ends it.
@@ -17,6 +17,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Set
+from contextlib import suppress
 
 from envfarm.backends import processes
 
@@ -39,10 +41,11 @@ def pid_of(owner: str) -> int:
     return int(owner.rsplit("_", 2)[1])
 
 
-def is_over(found: dict[str, str], owner: str | None) -> bool:
-    """Whether what carries these labels is to be removed: `owner`'s, that of an owner known to be gone, or past its deadline."""
+def is_over(found: dict[str, str], owner: str | None, names: Set[str] = frozenset()) -> bool:
+    """Whether what carries these labels is to be removed: one of `names`, `owner`'s, that of an owner known to be gone, or past
+    its deadline."""
     late = float(found.get(DEADLINE) or "inf") < time.time()
-    return late or found.get(OWNER) == owner or _is_gone(found.get(OWNER, ""))
+    return late or found.get(BOX) in names or found.get(OWNER) == owner or _is_gone(found.get(OWNER, ""))
 
 
 def _machine() -> str:
@@ -76,6 +79,14 @@ class Reaper:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def take(self, name: str) -> None:
+        """A box to remove, as soon as that is possible. Never raises."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with suppress(OSError):  # it was killed: the deadline is left
+                self._process.stdin.write(f"{name}\n".encode())
+                self._process.stdin.flush()
 
     def end(self, *, work_left: bool) -> None:
         """`work_left`: let it remove what the backend could not; it ends by itself then. Idempotent."""

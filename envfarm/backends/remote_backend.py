@@ -79,6 +79,11 @@ class RemoteBackend(ABC):
         await self._disconnect()
         self._reaper.end(work_left=self.left > 0)
 
+    def leave(self, box: str) -> None:
+        """To the reaper: it could not be removed, as the engine or cluster does not answer just now."""
+        self.left += 1
+        self._reaper.take(box)
+
     def _deadline_s(self, spec: BoxSpec) -> float:
         """From when it is made."""
         return spec.lifetime_s + self._slack_s

@@ -49,7 +49,8 @@ class RemoteShell:
         self._running: Running | None = None
         self._state: State | None = None  # as of the last command; None where files were moved since
         self._cwd = WORKDIR.encode()
-        self._pid = 0  # the agent's shell, as the box numbers it
+        self._supervisor = 1  # as the box numbers it
+        self._pid = 0  # the agent's shell
         self._used = False  # a command of the agent's has run
 
     # --- coming up and going away ---------------------------------------------------------------------------------
@@ -59,6 +60,8 @@ class RemoteShell:
         try:
             await self._main.open()
             await self._renew(START_TIMEOUT_S)
+            if self._streams.apart:
+                await self._know_supervisor()
             await self._know_shell()
         except (Lost, SideLost):
             await self._learn()
@@ -110,7 +113,7 @@ class RemoteShell:
 
     async def _count(self, text: str, timeout_s: float = _SETTLE_S) -> State:
         """Raises: Lost, SideLost."""
-        answer = await self._second.ask(text, timeout_s=timeout_s)
+        answer = await self._second.ask(f"P={self._supervisor}; {text}", timeout_s=timeout_s)
         try:
             return State.of(answer.words)
         except ValueError:
@@ -200,6 +203,13 @@ class RemoteShell:
         self._main.ask_for_shell(used=self._used)
         if not await self._main.command_over(timeout_s):
             raise Spent
+
+    async def _know_supervisor(self) -> None:
+        """In a box that nobody has used yet. The shell is its child and has a higher number. Raises: Lost, SideLost, Spent."""
+        state = await self._count("living 0; state")
+        if len(state.left) != 2:
+            raise Spent
+        self._supervisor = min(state.left)
 
     async def _know_shell(self) -> None:
         """The number of the shell that has just come up: nothing else lives in the box. Raises: Lost, SideLost, Spent."""

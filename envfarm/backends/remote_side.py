@@ -6,7 +6,8 @@ with length -1 the bytes go on to `\\0<nonce>.`, which nobody in the box can spe
 process of the agent's is left. What else appears on its stream was forged by the agent and is dropped.
 
 Process 1 cannot be killed from inside, this shell can: then a new one is opened (`remote_shell`), at the cost of one exec.
-`kill -9 -1` spares process 1 and whoever calls it, and the kernel does it in one stroke: no fork bomb is faster.
+`kill -9 -1` spares process 1 and whoever calls it, and the kernel does it in one stroke: no fork bomb is faster. Where the
+supervisor is not process 1 (`Streams.apart`) that ends the box as well.
 
 Where the box has counters of its own (`/sys/fs/cgroup`, version 1 or 2) they are read; otherwise processes, their CPU seconds
 and private memory are summed up.
@@ -26,25 +27,26 @@ SCRIPT = r"""
 unset __b __f; exec 2>/dev/null; umask 022; cd /; IFS=' '; PATH=/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin; export PATH
 NL='
 '; V=0; [ -r /sys/fs/cgroup/memory/memory.oom_control ] && V=1; [ -r /sys/fs/cgroup/memory.events ] && V=2
+P=1
 reply() { printf '\0%s %s\n' "$r" "$*"; }
 
-living() { # L: living processes beside 1, this shell and $1; Z: dead ones that nobody has reaped yet
+living() { # L: living processes beside 1, the supervisor P, this shell and $1; Z: dead ones that nobody has reaped yet
 L= Z=
 for d in /proc/[0-9]*; do
 p=${d#/proc/}
-case " 1 $$ $1 " in *" $p "*) continue;; esac
+case " 1 $P $$ $1 " in *" $p "*) continue;; esac
 s=; while IFS= read -r l; do s=$l; done <"$d/stat"
 s=${s##*) }
 case $s in '') ;; Z*|X*) Z="$Z $p";; *) L="$L $p";; esac
 done
 }
 
-clear() { # end every process beside 1, this shell and $1; a bomb that outruns the second try takes $1 with it
-living "$1"; n=0
+clear() { # end every process beside 1, P, this shell and $1; a bomb that outruns the second try takes $1 with it, a later one P
+living "$1"; n=0; m=20; [ $P = 1 ] && m=2
 while [ -n "$L" ]; do
 n=$((n+1))
 kill -STOP $L; kill -KILL $L
-[ $n -gt 2 ] && kill -KILL -1
+[ $n -gt $m ] && kill -KILL -1
 [ $n -gt 20 ] && sleep 0.01
 [ $n -gt 500 ] && break
 living "$1"
@@ -74,9 +76,9 @@ esac
 }
 
 state() { count; reply ok 0 $V $M $P $C $N $A $L; }
-settle() { # nearly always there are three processes: 1, this shell and $1, and none is a zombie, which has no `exe`
-p=$1; set -- /proc/[0-9]*
-if [ $# = 3 ] && [ -e "/proc/$p/exe" ]; then L=$p; else clear "$p"; living 0; fi
+settle() { # nearly always there is nothing but 1, P, this shell and $1, and that is no zombie, which has no `exe`
+p=$1 n=4; [ $P = 1 ] && n=3; set -- /proc/[0-9]*
+if [ $# = $n ] && [ -e "/proc/$p/exe" ]; then L=$p; else clear "$p"; living 0; fi
 state
 }
 """

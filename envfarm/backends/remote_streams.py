@@ -51,10 +51,13 @@ class Pipe(Protocol):
 
 
 class Streams(Protocol):
-    """One container or pod, already running `remote_loop.entry()` as its process 1."""
+    """One container or pod, already running `remote_loop.entry()`."""
+
+    apart: bool
+    """Whether that runs beside process 1 and is not it. The agent can kill it then, which ends its box."""
 
     async def open_main(self) -> Pipe:
-        """Standard streams of process 1. Called once. Raises: Lost."""
+        """Its standard streams. Called once. Raises: Lost."""
         ...
 
     async def open_side(self, *, crowded: bool) -> Pipe:

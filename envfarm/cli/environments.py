@@ -6,6 +6,7 @@ from importlib import import_module
 
 import typer
 
+from envfarm.cli.farm import farm
 from envfarm.cli.image import image
 
 COMMANDS: dict[str, str] = {
@@ -26,3 +27,4 @@ for _name, _target in COMMANDS.items():
     app.command(_name)(getattr(import_module(_module), _function))
 
 app.add_typer(image)
+app.add_typer(farm)

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from envfarm.images.recipe import BASES, SUITE, Copy, ImageError, Recipe, base
+from envfarm.images.recipe import BASES, SUITE, WORKER, Copy, ImageError, Recipe, base
 
 SOURCE_DATE_EPOCH = 1700000000
 _DOCUMENTATION = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
@@ -39,7 +39,8 @@ def tar_of(image: str) -> Path:
 def how_to_build(image: str, *options: str) -> str:
     """What to run for an image of ours that is missing or stale."""
     name = image.partition(":")[0]
-    words = ["envfarm image build", *options, *([] if name in BASES else [name.removeprefix("envfarm/")])]
+    what = [] if name in BASES else ["--worker"] if name == WORKER else [name.removeprefix("envfarm/")]
+    words = ["envfarm image build", *options, *what]
     return f"run `{' '.join(words)}`"
 
 

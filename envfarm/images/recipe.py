@@ -23,6 +23,8 @@ from envfarm.spec_hash import folder_files
 DEBIAN = "debian:bookworm-slim"
 SUITE = "bookworm"
 BASES = ("envfarm/base", "envfarm/python")
+WORKER = "envfarm/worker"
+"""No image of a box: see `worker`."""
 FILE = "Dockerfile"
 LABEL = "envfarm.image"
 """What an engine's image carries: its recipe's digest."""

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from envfarm.errors import EnvfarmError
 from envfarm.worker import protocol
-from envfarm.worker.protocol import Attach, Failed, Leave, Reply, Request, Words
+from envfarm.worker.protocol import Attach, Bring, Failed, Leave, Reply, Request, Words
 from envfarm.worker.seats import Seat, Sessions
 from envfarm.worker.sessions import Done
 
@@ -30,6 +31,9 @@ class Channels:
         except msgspec.DecodeError as error:
             self._send(number + protocol.encode(Failed("InfraError", f"not a request: {error}", "VALIDATION_ERROR")))
             return
+        if isinstance(message, Bring):
+            self._sessions.later(self._bring(number, message))
+            return
         channel = self._open.get(number)
         if isinstance(message, Leave):
             if channel is not None:
@@ -44,6 +48,14 @@ class Channels:
             channel = opened
         assert not isinstance(message, Attach)
         channel[0].call(message, channel[1])
+
+    async def _bring(self, number: bytes, message: Bring) -> None:
+        reply: Reply
+        try:
+            reply = Words(await self._sessions.bring(message.spec_hash, message.bundle))
+        except EnvfarmError as error:
+            reply = protocol.failed(error)
+        self._send(number + protocol.encode(reply))
 
     def _opened(self, number: bytes, message: Request | Attach) -> tuple[Seat, Done] | Failed | Words:
         """A new seat for a request; the parked one for an `Attach`, answered with empty words."""

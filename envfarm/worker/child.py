@@ -6,17 +6,21 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import envfarm
-from envfarm.errors import EnvfarmError, InfraError, WorkerDied
+from envfarm.errors import EnvfarmError, InfraError
+from envfarm.farm import TOKEN_VARIABLE
 from envfarm.spec import EnvSpec
 from envfarm.worker import protocol
-from envfarm.worker.client import Address, WorkerConnection, connect
+from envfarm.worker.client import Address, WorkerConnection
+from envfarm.worker.line import Line
 from envfarm.worker.protocol import Failed
 
 START_TIMEOUT_S = 60.0
@@ -26,17 +30,34 @@ MAX_FAILED_STARTS = 3
 """In a row; then a slot stays empty, and a pool with all slots empty gives no sessions."""
 
 
+@dataclass(frozen=True)
+class Shared:
+    """How a worker is used by other processes: over TCP, with a token. It takes bundles then."""
+
+    host: str
+    token: str
+    environment: Mapping[str, str]
+    """Variables."""
+    changed: Callable[[], None]
+    """Called when it is up, and when it is not any more."""
+
+
 class WorkerProcess:
     """One slot of a pool."""
 
-    def __init__(self, number: int, specs: list[EnvSpec], folder: Path, backend: str, max_sessions: int):
+    def __init__(
+        self, number: int, specs: list[EnvSpec], folder: Path, backend: str, max_sessions: int, *,
+        shared: Shared | None = None,
+    ):  # fmt: skip
+        """`folder`: for its socket, log and bundles. `shared`: other processes than this one use it."""
         self._specs, self._backend, self._max_sessions = specs, backend, max_sessions
-        self._folder, self._number, self._starts = folder, number, 0
+        self._folder, self._number, self._starts, self._shared = folder, number, 0, shared
         self.process: asyncio.subprocess.Process | None = None
         self.up = asyncio.Event()
         self.given_up = False
         self.leased = 0
-        self._connecting: asyncio.Future[WorkerConnection] | None = None
+        self.address = Address()
+        self._line: Line | None = None
         self._closing = False
         self._watch: asyncio.Task[None] | None = None
 
@@ -47,16 +68,15 @@ class WorkerProcess:
 
     async def _launch(self) -> None:
         self._starts += 1
-        self._address = Address(unix=str(self._folder / f"{self._number}-{self._starts}.sock"))
         self._log = self._folder / f"{self._number}.log"
         root = str(Path(envfarm.__file__).resolve().parent.parent)
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
         with open(self._log, "ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "envfarm.worker", "--owned", "--backend", self._backend,
-                "--unix", str(self._address.unix), "--max-sessions", str(self._max_sessions),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                env={**os.environ, "PYTHONPATH": path}, start_new_session=True,
+                "--max-sessions", str(self._max_sessions), *self._listening(),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
+                env={**os.environ, **self._variables(), "PYTHONPATH": path},
             )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(msgspec.json.encode(self._specs) + b"\n")
@@ -72,7 +92,22 @@ class WorkerProcess:
         if "ready" not in answer:
             await self.process.wait()
             raise InfraError(f"a worker did not start; {self.last_words()}")
-        self.up.set()
+        self.address = Address.of(answer["ready"], self._shared.token if self._shared else None)
+        self._line = Line(self.address, self.last_words)
+        self._set(up=True)
+
+    def _set(self, *, up: bool) -> None:
+        (self.up.set if up else self.up.clear)()
+        if self._shared is not None:
+            self._shared.changed()
+
+    def _variables(self) -> Mapping[str, str]:
+        return {TOKEN_VARIABLE: self._shared.token, **self._shared.environment} if self._shared is not None else {}
+
+    def _listening(self) -> list[str]:
+        if self._shared is None:
+            return ["--unix", str(self._folder / f"{self._number}-{self._starts}.sock")]
+        return ["--host", self._shared.host, "--bundles", str(self._folder / "bundles")]
 
     async def _heal(self) -> None:
         """Start the process again whenever it ends, until `close`."""
@@ -80,9 +115,7 @@ class WorkerProcess:
         while True:
             assert self.process is not None
             await self.process.wait()
-            self.up.clear()
-            if not self._closing:
-                self._connecting = None
+            self._set(up=False)
             while not self._closing and not self.up.is_set():
                 try:
                     await self._launch()
@@ -91,7 +124,7 @@ class WorkerProcess:
                     failures += 1
                     if failures >= MAX_FAILED_STARTS:
                         self.given_up = True
-                        self.up.set()  # whoever waits shall look elsewhere
+                        self._set(up=True)  # whoever waits shall look elsewhere
                         return
             if self._closing:
                 return
@@ -109,20 +142,9 @@ class WorkerProcess:
 
     async def connection(self) -> WorkerConnection:
         """The connection that this worker's sessions share. Raises: InfraError."""
-        if self._connecting is None:
-            self._connecting = asyncio.ensure_future(connect(self._address, died=self.last_words))
-        connecting = self._connecting
-        try:
-            connection = await asyncio.shield(connecting)
-        except InfraError:
-            if self._connecting is connecting:
-                self._connecting = None
-            raise
-        if not connection.lost:
-            return connection
-        if self._connecting is connecting:
-            self._connecting = None
-        raise WorkerDied(connection.lost)
+        if self._line is None:
+            raise InfraError("the worker was not started")
+        return await self._line.connection()
 
     async def is_dead(self) -> bool:
         """Whether the process ended; one that just broke its connections is given a moment to."""
@@ -134,7 +156,7 @@ class WorkerProcess:
         if process.returncode is None:
             return False
         if process is self.process:
-            self.up.clear()
+            self._set(up=False)
         return True
 
     async def close(self) -> None:
@@ -151,6 +173,5 @@ class WorkerProcess:
                 await process.wait()
         if self._watch is not None:
             await self._watch
-        connecting = self._connecting
-        if connecting is not None and connecting.done() and not connecting.cancelled() and connecting.exception() is None:
-            connecting.result().close()
+        if self._line is not None:
+            self._line.close()

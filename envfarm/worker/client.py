@@ -18,7 +18,7 @@ from envfarm.errors import EnvironmentFault, InfraError, WorkerDied
 from envfarm.session import Turn
 from envfarm.tools import Action
 from envfarm.worker import protocol, websocket
-from envfarm.worker.protocol import Attach, Finish, Fork, Leave, Oracle, Random, Reply, Request, Reset, Step
+from envfarm.worker.protocol import Attach, Bring, Finish, Fork, Leave, Oracle, Random, Reply, Request, Reset, Step
 from envfarm.worker.websocket import BINARY, CLOSE, PING, PONG, FrameParser, WebSocketError
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ class Address:
     host: str = "127.0.0.1"
     port: int = 0
     token: str | None = None
+
+    @classmethod
+    def of(cls, said: str, token: str | None = None) -> Address:
+        """Of what a worker says when it is ready."""
+        if not said.startswith("http://"):
+            return cls(unix=said)
+        host, _, port = said.removeprefix("http://").rpartition(":")
+        return cls(host=host.strip("[]"), port=int(port), token=token)
 
     def __str__(self) -> str:
         return self.unix or f"{self.host}:{self.port}"
@@ -190,7 +198,7 @@ class Channel:
         self._connection, self._number, self._loop = connection, number, loop
         self._due: asyncio.Future[Reply] | None = None
 
-    async def ask(self, request: Request | Attach) -> Reply:
+    async def ask(self, request: Request | Attach | Bring) -> Reply:
         if self._due is not None:
             raise EnvironmentFault("a session takes one request at a time; this one has not answered the last")
         if self._connection.lost:

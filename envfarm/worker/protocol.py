@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from envfarm import errors
+from envfarm.bundle import Bundle
 from envfarm.errors import EnvfarmError, EnvironmentFault
 from envfarm.session import Turn
 from envfarm.spec import Instance
@@ -77,6 +78,14 @@ class Leave(Message, frozen=True, tag="leave"):
     """The channel's session is closed, whatever it is doing. No answer."""
 
 
+class Bring(Message, frozen=True, tag="bring"):
+    """An environment for this worker to serve (see `envfarm.worker.brought`). Answer: `Words`, its id, or nothing where there
+    is none of that hash and no bundle came along."""
+
+    spec_hash: str
+    bundle: Bundle | None = None
+
+
 class Said(Message, frozen=True, tag="turn"):
     turn: Turn
 
@@ -99,7 +108,7 @@ Reply = Said | Words | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-decode_message = msgspec.msgpack.Decoder(Request | Attach | Leave).decode
+decode_message = msgspec.msgpack.Decoder(Request | Attach | Leave | Bring).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 

@@ -8,16 +8,19 @@ from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envfarm.errors import EnvfarmError, EnvironmentFault, InfraError, UnknownIdError, WorkerDied, did_you_mean
 from envfarm.scenes import scene_class
 from envfarm.worker import protocol
 from envfarm.worker.boxes import Boxes
+from envfarm.worker.brought import Brought
 from envfarm.worker.protocol import Fork, Release, Reply, Request, Reset, Said, Step, Words
 from envfarm.worker.sessions import Done, Host, InlineHost, ThreadHost
 
 if TYPE_CHECKING:
+    from envfarm.bundle import Bundle
     from envfarm.session import Turn
     from envfarm.spec import EnvSpec, Instance
     from envfarm.tools import ToolSpec
@@ -50,10 +53,10 @@ class Sessions:
 
     def __init__(
         self, specs: list[EnvSpec], boxes: Boxes, *, zygote: Zygote | None = None, limit: int = 1024,
-        served: Served | None = None,
+        served: Served | None = None, bundles: Path | None = None,
     ):  # fmt: skip
         self.specs = {spec.id: spec for spec in specs}
-        self.default = specs[0]
+        self.brought = Brought(bundles, boxes)
         self.served = served or Served()
         self.limit, self.boxes = limit, boxes
         self.seats: set[Seat] = set()
@@ -63,20 +66,37 @@ class Sessions:
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
 
-    def spec(self, env_id: str) -> EnvSpec:
-        """Raises: UnknownIdError."""
+    @property
+    def default(self) -> EnvSpec:
+        """What a client plays that names no environment. Raises: UnknownIdError."""
+        for spec in self.specs.values():
+            return spec
+        raise UnknownIdError("this worker serves only what clients bring")
+
+    def spec(self, env_id: str, spec_hash: str | None = None) -> EnvSpec:
+        """The one that was brought with that hash, else that of the id. Raises: UnknownIdError."""
+        if spec_hash is not None and (brought := self.brought.get(spec_hash)) is not None:
+            return brought
         if env_id not in self.specs:
             raise UnknownIdError(
                 f"this worker does not serve {env_id!r}{did_you_mean(env_id, self.specs)}; it serves {', '.join(self.specs)}"
             )
         return self.specs[env_id]
 
+    async def bring(self, spec_hash: str, bundle: Bundle | None) -> str:
+        """Serve it from now on; returns its id, or nothing where it is not there and did not come. Raises: as `Brought.take`."""
+        known = next((spec for spec in self.specs.values() if spec.hash == spec_hash), self.brought.get(spec_hash))
+        if known is None and bundle is not None:
+            known = await self.brought.take(bundle, spec_hash)
+        return known.id if known is not None else ""
+
     def host(self, spec: EnvSpec) -> Host:
         """Raises: InfraError where the zygote is gone."""
         room = self.boxes.room(spec)
         if spec.isolation == "process":
-            assert self._zygote is not None
-            return self._zygote.host(spec, room)
+            zygote = self.brought.zygote(spec) or self._zygote
+            assert zygote is not None
+            return zygote.host(spec, room)
         return ThreadHost(spec, room) if room is not None or scene_class(spec).blocking else InlineHost(spec)
 
     @property
@@ -130,6 +150,7 @@ class Sessions:
             seat.close()
         if self._zygote is not None:
             self._zygote.close()
+        self.brought.close()
         await self.boxes.close()
 
 
@@ -196,7 +217,7 @@ class Seat:
     def _reset(self, request: Reset, done: Done) -> None:
         self.release()
         try:
-            self.host = self._sessions.host(self._sessions.spec(request.env_id))
+            self.host = self._sessions.host(self._sessions.spec(request.env_id, request.instance.spec_hash))
         except EnvfarmError as error:
             done(protocol.failed(error))
             return

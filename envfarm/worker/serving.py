@@ -61,8 +61,10 @@ class Worker:
         backend: str | Backend = "bubblewrap",
         max_sessions: int = 1024,
         served: Served | None = None,
+        bundles: Path | None = None,
     ):
-        self.specs, self._served = specs, served
+        """`bundles`: a folder for environments that clients bring; without it none are taken."""
+        self.specs, self._served, self._bundles = specs, served, bundles
         forked = [spec for spec in specs if spec.isolation == "process"]
         for spec in specs:
             if spec not in forked:
@@ -78,7 +80,9 @@ class Worker:
         await self._boxes.probe(self.specs)
         if self._zygote is not None:
             await self._zygote.ready()
-        self.sessions = Sessions(self.specs, self._boxes, zygote=self._zygote, limit=self._limit, served=self._served)
+        self.sessions = Sessions(
+            self.specs, self._boxes, zygote=self._zygote, limit=self._limit, served=self._served, bundles=self._bundles
+        )
         return self.sessions
 
     async def start(self, listen: Listen) -> str:

@@ -9,12 +9,14 @@ D=${1:?usage: docker-up.sh STATE}
 H=unix://$D/docker.sock
 mkdir -p "$D"
 chmod 711 "$D"
+install() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
 for program in dockerd mmdebstrap iptables; do
   command -v $program >/dev/null && continue
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io mmdebstrap iptables runsc >/dev/null
+  install docker.io mmdebstrap iptables
   break
 done
+command -v runsc >/dev/null || install runsc 2>/dev/null || echo "gVisor (runsc) cannot be installed here: its tests are skipped" >&2
 
 if docker -H "$H" version >/dev/null 2>&1; then
   echo "already up" >&2

@@ -11,6 +11,12 @@ if [ -x "$OUT/kubelet" ]; then
   exit
 fi
 mkdir -p "$CACHE"
+exec 9>"$CACHE/lock"
+flock 9 # somebody else may be at it
+if [ -x "$OUT/kubelet" ]; then
+  echo "$OUT"
+  exit
+fi
 W=$(mktemp -d "$CACHE/building.XXXXXX")
 trap 'chmod -R u+w "$W"; rm -rf "$W"' EXIT
 {

@@ -9,6 +9,7 @@
 set -euo pipefail
 B=${1:?usage: k8s-up.sh BIN STATE}
 C=${2:?usage: k8s-up.sh BIN STATE}
+START=$(cd "$(dirname "$0")" && pwd)/k8s-start.sh
 PORT=${K8S_PORT:-16443}
 NODE=farm-node ADDRESS=10.99.0.1 PODS=10.88.0.0/16
 SECRET=$C/certs LOG=$C/log RUN=$C/run
@@ -135,7 +136,6 @@ run etcd etcd --data-dir "$C/etcd" --unsafe-no-fsync --log-level warn \
   --initial-cluster "default=http://127.0.0.1:$((PORT + 2))"
 cat >"$RUN/apiserver.sh" <<START
 #!/bin/sh
-# also the way to start the API server again after it was killed
 exec "$B/kube-apiserver" --etcd-servers=http://127.0.0.1:$((PORT + 1)) --secure-port=$PORT --bind-address=127.0.0.1 \
   --advertise-address=$ADDRESS --tls-cert-file="$SECRET/apiserver.crt" --tls-private-key-file="$SECRET/apiserver.key" \
   --token-auth-file="$SECRET/tokens.csv" --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
@@ -150,7 +150,7 @@ exec "$B/kubelet" --config="$C/kubelet.yaml" --kubeconfig="$SECRET/node.kubeconf
   --container-runtime=remote --container-runtime-endpoint="unix://$RUN/containerd.sock" --root-dir="$C/kubelet" --cert-dir="$SECRET"
 START
 chmod 700 "$RUN"/*.sh
-run apiserver "$RUN/apiserver.sh"
+"$START" "$C" apiserver
 run containerd containerd -c "$C/containerd.toml" -l warn
 until_ready 30 containerd ctr -a "$RUN/containerd.sock" version
 printf 'FROM envfarm/base\nCMD ["/bin/sleep", "infinity"]\n' | DOCKER_BUILDKIT=0 docker build -q -t envfarm/pause - >/dev/null
@@ -163,7 +163,7 @@ run kcm "$B/kube-controller-manager" --kubeconfig="$SECRET/kcm.kubeconfig" --use
   --service-account-private-key-file="$SECRET/sa.key" --root-ca-file="$CA" --leader-elect=false --port=0 --secure-port=0 \
   --kube-api-qps=200 --kube-api-burst=400
 run sched "$B/kube-scheduler" --kubeconfig="$SECRET/sched.kubeconfig" --leader-elect=false --port=0 --secure-port=0
-run kubelet "$RUN/kubelet.sh"
+"$START" "$C" kubelet
 ready() { [ "$(kubectl get node $NODE -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}{.spec.taints}')" = True ]; }
 until_ready 120 kubelet ready
 until_ready 60 kcm kubectl get serviceaccount default

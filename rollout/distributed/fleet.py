@@ -38,15 +38,16 @@ _EPISODE = msgspec.msgpack.Decoder(Episode)
 
 
 class Fleet:
-    """`workers` (processes with sessions) are those of each replica; `max_in_flight` (episodes) is divided among them."""
+    """`workers` (processes with sessions) are those of each replica, or all play on a farm's; `max_in_flight` (episodes) is
+    divided among them."""
 
     def __init__(
         self, entry: RayEntry, specs: Mapping[str, EnvSpec], *, backend: str = "bubblewrap", workers: int = 1,
-        max_in_flight: int = 64,
+        max_in_flight: int = 64, farm: str | None = None,
     ):  # fmt: skip
         self.entry, self.room = entry, -(-max_in_flight // entry.workers)
         self._environments = Environments.pack(
-            list(specs.values()), backend=backend, workers=workers, max_sessions=max(256, self.room)
+            list(specs.values()), backend=backend, workers=workers, max_sessions=max(256, self.room), farm=farm
         )
         self._cluster: Cluster | None = None
         self._orders: dict[str, Order] = {}

@@ -42,10 +42,13 @@ class Environments:
     backend: str
     workers: int
     max_sessions: int  # of each worker
+    farm: str | None  # whose workers are played on, in place of some beside the replica
 
     @classmethod
-    def pack(cls, specs: Sequence[EnvSpec], *, backend: str, workers: int, max_sessions: int) -> Environments:
-        return cls([bundle(s) for s in specs], [s.hash for s in specs], backend, workers, max_sessions)
+    def pack(
+        cls, specs: Sequence[EnvSpec], *, backend: str, workers: int, max_sessions: int, farm: str | None = None
+    ) -> Environments:
+        return cls([bundle(s) for s in specs], [s.hash for s in specs], backend, workers, max_sessions, farm)
 
 
 @dataclass(frozen=True)

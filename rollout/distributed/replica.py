@@ -23,6 +23,7 @@ import ray
 import envfarm
 from envfarm.bundle import unpack
 from envfarm.errors import CapabilityError, EnvfarmError, UserError
+from envfarm.farm.pool import FarmPool
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.worker.lifetime import PrivateDir
 from envfarm.worker.pool import WorkerPool
@@ -50,7 +51,7 @@ class Replica:
 
     def __init__(self) -> None:
         self._dir: PrivateDir | None = None
-        self._pool: WorkerPool | None = None
+        self._pool: WorkerPool | FarmPool | None = None
         self._engine: Engine | None = None
         self._folders: dict[str, ModelFolder] = {}
         self._seated: dict[Seat | PolicyVersion, Policy] = {}
@@ -64,15 +65,13 @@ class Replica:
         return Greeting(envfarm.__version__, node, socket.gethostname(), os.getpid())
 
     async def open(self, environments: Environments) -> None:
-        """Unpack the environments and start workers for them.
+        """Unpack the environments and start workers for them, or join the farm.
 
-        Raises: UserError where one does not arrive as it was, or cannot be played on this machine.
+        Raises: UserError where one does not arrive as it was, or cannot be played on this machine, or by that farm.
         """
         self._dir = PrivateDir()
         specs = [self._spec(b, h) for b, h in zip(environments.bundles, environments.hashes, strict=True)]
-        self._pool = WorkerPool(
-            specs, backend=environments.backend, workers=environments.workers, max_sessions=environments.max_sessions
-        )
+        self._pool = _pool(environments, specs)
         await self._pool.start()
         gc.freeze()  # as `Rollouts` does
 
@@ -162,7 +161,8 @@ class Replica:
     async def cpu_s(self) -> float:
         """Processor time of this process and its workers so far."""
         assert self._pool is not None
-        return sum(_cpu_s(pid) for pid in (os.getpid(), *self._pool.pids))
+        workers = self._pool.pids if isinstance(self._pool, WorkerPool) else []  # a farm's are no part of it
+        return sum(_cpu_s(pid) for pid in (os.getpid(), *workers))
 
     async def close(self) -> None:
         """Idempotent."""
@@ -180,6 +180,13 @@ class Replica:
         number = len(self._folders)  # a policy's name may be anything
         self._folders[policy] = write_files(files, self._folder("models") / str(number))
         return self._folders[policy]
+
+
+def _pool(environments: Environments, specs: list[EnvSpec]) -> WorkerPool | FarmPool:
+    """Not started yet."""
+    if environments.farm is not None:
+        return FarmPool(specs, environments.farm)
+    return WorkerPool(specs, backend=environments.backend, workers=environments.workers, max_sessions=environments.max_sessions)
 
 
 def _cpu_s(pid: int) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import re
+import sys
+import threading
 
 import pytest
 
@@ -197,3 +200,24 @@ def test_kinds_of_bugs_are_held_out(spec):
     kinds = {split: {spec.instance(split, i).params["bug"] for i in range(60)} for split in spec.splits}
     assert kinds["train"] == kinds["validation"] and not kinds["train"] & kinds["heldout"]
     assert kinds["train"] | kinds["heldout"] == set(KINDS)
+
+
+def test_two_threads_may_read_the_programs_at_once():
+    """A second thread begins in the middle of the first one's parse: sessions with boxes have a thread each."""
+    me, others = threading.get_ident(), []
+
+    def begin_beside(phase, info):
+        if threading.get_ident() == me and not others and sys._getframe(1).f_code is ast.parse.__code__:
+            others.append(threading.Thread(target=programs.__wrapped__, args=("payroll",)))
+            others[0].start()
+            others[0].join(0.5)  # it waits for us, or has done what would break us
+
+    before = gc.get_threshold()
+    gc.callbacks.append(begin_beside)
+    gc.set_threshold(1)
+    try:
+        assert len(programs.__wrapped__("weather")) == len(programs("weather"))
+    finally:
+        gc.callbacks.remove(begin_beside)
+        gc.set_threshold(*before)
+    others[0].join()

@@ -164,8 +164,10 @@ def gone(processes: list[psutil.Process], timeout_s: float = 60.0) -> bool:
 @contextmanager
 def three_nodes() -> Iterator[Any]:
     """A head and two more nodes, each with room for two replicas."""
+    from ray._common.utils import get_default_ray_temp_dir
     from ray.cluster_utils import Cluster
 
+    Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)  # `Cluster` leaves its address there, wherever its own files are
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths are short
     node = {"num_cpus": 2, "object_store_memory": 100 << 20}
     client_port = free_port()

@@ -71,12 +71,12 @@ def test_kill_9_of_a_worker_is_an_infra_error_that_is_run_again(tmp_path: Path) 
     record("worker", counts(stored, {e.id for e in episodes}, psutil.pid_exists(killed[0])))
 
 
-def counts(stored: list[Episode], finished: set[str], processes: int) -> Counts:
+def counts(stored: list[Episode], finished: set[str], processes: int, boxes: int = 0) -> Counts:
     """What `make faults` prints; `finished` are the ids of what had ended."""
     fine = [(e.stage, e.step, e.index, e.member) for e in stored if e.ok]
     return Counts(
         finished=len(finished), lost=len(finished - {e.id for e in stored}), twice=len(fine) - len(set(fine)),
-        zeroed=sum(bool(e.reward) for e in stored if not e.ok), processes=processes,
+        zeroed=sum(bool(e.reward) for e in stored if not e.ok), processes=processes, boxes=boxes,
     )  # fmt: skip
 
 

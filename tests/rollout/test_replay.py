@@ -10,13 +10,15 @@ import msgspec
 import pytest
 
 from envfarm.blocks import Output, Text
+from envfarm.comparison import masked
 from envfarm.errors import BoxDied, EnvironmentFault, InfraError
 from envfarm.session import LocalSession, Turn
 from envfarm.tools import tool
+from envfarm.worker.fresh import ATTEMPTS
 from rollout.inprocess import LocalAsyncSession
 from rollout.policies import EnginePolicy, ScriptedPolicy
 from rollout.renderers.compact import CompactRenderer
-from rollout.replay import ATTEMPTS, ReplayReport, masked, replay_all
+from rollout.replay import ReplayReport, replay_all
 from rollout.types import Episode, PolicyVersion, RewardEntry, SamplingParams, StopReason
 from tests.rollout.scenes import COUNT, NIM, SPECS, CharTokenizer, Count, HashEngine, local_pool, make_session
 from tests.rollout.test_episode import play
@@ -125,7 +127,7 @@ def test_a_box_that_dies_says_nothing_about_the_episode_which_is_replayed_again(
     if times < ATTEMPTS:
         assert again().same
     else:
-        with pytest.raises(InfraError, match=f"episode {EPISODES[1].id} could not be replayed: the box is gone"):
+        with pytest.raises(InfraError, match=f"episode {EPISODES[1].id} could not be played: the box is gone"):
             again()
 
 

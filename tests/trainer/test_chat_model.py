@@ -19,6 +19,7 @@ from rollout.engines.torch.checkpoint import checksum, load_state
 from rollout.engines.torch.model import Decoder
 from rollout.eval_command import run_eval
 from rollout.models import get, is_there
+from rollout.places import Where
 from rollout.run import read_run
 from rollout.store import Store
 from tests.rollout.tiny_chat import TEMPLATE, chat_folder
@@ -106,7 +107,7 @@ def test_imitation_and_grpo_train_an_adapter_that_evaluates_to_the_same_figures(
 def evaluate(policy: Path, **more: Any) -> None:
     options: dict[str, Any] = dict(
         envs=[], splits=[], episodes=None, rung=None, temperature=None, max_tokens=None, seed=None, engine="torch", url=None,
-        renderer=None, out=None, backend="bubblewrap", workers=1, as_json=True,
+        renderer=None, out=None, where=Where(workers=1), as_json=True,
     )  # fmt: skip
     run_eval(str(policy), **(options | more))
 

@@ -10,6 +10,7 @@ import ast
 import copy
 import inspect
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -86,13 +87,22 @@ def runner(tree: ast.FunctionDef) -> Callable[[list[Any]], str]:
     return run
 
 
+_PARSING = threading.Lock()
+"""CPython below 3.13 counts how deep a tree is for all threads together, and one that parses as another does may fail."""
+
+
 @cache
 def programs(domain: str) -> tuple[Program, ...]:
     """All programs of a domain, in the order of its file, decorators taken off."""
+    with _PARSING:
+        return tuple(_parsed(domain))
+
+
+def _parsed(domain: str) -> list[Program]:
     module = DOMAINS[domain]
     found = []
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.FunctionDef):
             node.decorator_list = []
             found.append(Program(domain, getattr(module, node.name), ast.parse(ast.unparse(node)).body[0]))  # type: ignore[arg-type]
-    return tuple(found)
+    return found

@@ -5,48 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import pytest
 
 from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.kubernetes import KubernetesBackend
-from envfarm.backends.owners import BOX, OWNER, owner_label, pid_of
-from envfarm.box import Box, ExecResult
+from envfarm.backends.owners import BOX, OWNER, owner_label
+from envfarm.box import Box
 from envfarm.errors import BoxDied, BoxUnavailableError, InfraError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
-from tests.envfarm.backends.test_docker import TRICKS, envfarm
+from tests import testbed
+from tests.envfarm.backends import remote_scenes
+from tests.envfarm.backends.remote_scenes import with_backend
+from tests.testbed import kubectl, needs_root
 
 pytestmark = pytest.mark.kubernetes
-T = TypeVar("T")
-REPOSITORY = Path(__file__).parents[3]
 
 FAILS = {"network": "a pod has an interface; what passes through it is for a NetworkPolicy, which the test bed does not enforce"}
-
-
-def with_backend(use: Callable[[KubernetesBackend], Awaitable[T]], **options: float) -> T:
-    async def main() -> T:
-        backend = KubernetesBackend(**options)
-        try:
-            return await use(backend)
-        finally:
-            await backend.close()
-
-    return asyncio.run(main())
-
-
-def kubectl(*arguments: str, text: str = "") -> str:
-    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def left(owner: str) -> list[str]:
@@ -61,58 +41,29 @@ def until_gone(owner: str) -> None:
 
 @pytest.mark.parametrize("check", [c for c in CHECKS if c not in FAILS])
 def test_conformance(check: str) -> None:
-    (finding,) = with_backend(lambda b: check_backend(b, only=[check]))
+    (finding,) = with_backend(KubernetesBackend, lambda b: check_backend(b, only=[check]))
     assert finding.ok, finding.detail
     until_gone(owner_label())
 
 
-@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("trick", remote_scenes.TRICKS)
 def test_what_the_agent_does_to_its_box_is_its_own_doing(trick: str) -> None:
-    async def use(backend: KubernetesBackend) -> list[ExecResult]:
-        box = await backend.start(msgspec.structs.replace(SMALL, exec_timeout_s=2.0))
-        await box.write("kept", b"kept")
-        return [await box.exec(TRICKS[trick]), await box.exec("echo next"), await box.exec("cat kept; exit 3")]
-
-    first, _, last = with_backend(use)
-    assert b"next" not in first.stdout
-    if last.exit_code == 3 and trick != "a shell that runs out of time":
-        assert last.stdout == b"kept" and last.limit is None
+    remote_scenes.a_trick_is_the_agents_own_doing(KubernetesBackend, trick)
 
 
 # --- deaths and what is left ------------------------------------------------------------------------------------------
 
 
-def first_process_of(namespace: str) -> int:
-    """On this machine, the process 1 of a process namespace, as `readlink /proc/self/ns/pid` names it inside."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(entry / "ns/pid") != namespace:
-                continue
-            numbers = (entry / "status").read_text().split("\nNSpid:\t")[1].split("\n")[0].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if numbers[-1] == "1":
-            return int(entry.name)
-    raise AssertionError(f"no process of {namespace} on this machine")
+async def process_of(backend: KubernetesBackend, box: Box) -> int:
+    (pod,) = [p for p in testbed.pods({os.getpid()}) if p["metadata"]["name"] == box.id]
+    process = testbed.process_of_pod(pod)
+    assert process is not None
+    return process
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to kill a pod's process")
+@needs_root
 def test_a_killed_box_died_and_is_no_result() -> None:
-    async def use(backend: KubernetesBackend) -> None:
-        box = await backend.start(SMALL)
-        namespace = (await box.exec("readlink /proc/self/ns/pid")).stdout.decode().strip()
-        running = asyncio.ensure_future(box.exec("sleep 1000"))
-        await asyncio.sleep(0)
-        os.kill(first_process_of(namespace), signal.SIGKILL)
-        with pytest.raises(BoxDied, match="ended from outside"):
-            await running
-        for call in (box.exec("true"), box.read("x"), box.write("x", b""), box.list(), box.archive(["/task"]), box.snapshot()):
-            with pytest.raises(BoxDied):
-                await call
-        await box.stop()
-        await box.stop()
-
-    with_backend(use)
+    remote_scenes.a_box_killed_from_outside_died(KubernetesBackend, process_of)
 
 
 def test_a_deleted_pod_and_a_deadline_are_deaths_of_the_farm() -> None:
@@ -127,35 +78,15 @@ def test_a_deleted_pod_and_a_deadline_are_deaths_of_the_farm() -> None:
             box = await backend.start(msgspec.structs.replace(SMALL, exec_timeout_s=120.0))
             await box.exec("sleep 1000")
 
-    with_backend(use)
-    with_backend(use_up, slack_s=20 - SMALL.lifetime_s)
-
-
-OWNER_SCRIPT = """
-import asyncio
-from envfarm.backends.kubernetes import KubernetesBackend
-from envfarm.testing.backend_checks import SMALL
-async def main():
-    backend = KubernetesBackend()
-    boxes = [await backend.start(SMALL) for _ in range(3)]
-    calls = [asyncio.ensure_future(b.exec("setsid sleep 1000 & trap '' TERM; sleep 1000")) for b in boxes]
-    print("up", flush=True)
-    await asyncio.gather(*calls)
-asyncio.run(main())
-"""
+    with_backend(KubernetesBackend, use)
+    with_backend(KubernetesBackend, use_up, slack_s=20 - SMALL.lifetime_s)
 
 
 def test_nothing_outlives_a_killed_owner() -> None:
-    owner = subprocess.Popen([sys.executable, "-c", OWNER_SCRIPT], cwd=REPOSITORY, stdout=subprocess.PIPE)
-    assert owner.stdout is not None
-    assert owner.stdout.readline() == b"up\n"
-    labels = kubectl("get", "pods", "-o", f"jsonpath={{.items[*].metadata.labels.{OWNER.replace('.', chr(92) + '.')}}}").split()
-    (label,) = {one for one in labels if pid_of(one) == owner.pid}
-    assert len(left(label)) == 3
-    owner.kill()
-    owner.wait()
-    owner.stdout.close()
-    until_gone(label)
+    def boxes_of(pid: int) -> list[str]:
+        return [pod["metadata"]["labels"][OWNER] for pod in testbed.pods({pid})]
+
+    until_gone(remote_scenes.an_owner_is_killed("kubernetes", boxes_of)[0])
 
 
 # --- what a cluster may lack ------------------------------------------------------------------------------------------
@@ -183,35 +114,21 @@ def test_a_quota_is_waited_for(namespace: str) -> None:
         await first.stop()
         return (await (await second).exec("echo room")).stdout
 
-    assert with_backend(use) == b"room\n"
+    assert with_backend(KubernetesBackend, use) == b"room\n"
 
 
 def test_a_missing_image_and_a_box_too_large_for_any_node_are_named() -> None:
     with pytest.raises(BoxUnavailableError, match="can get the image 'lab/none'"):
-        with_backend(lambda b: b.start(msgspec.structs.replace(SMALL, image="lab/none")))
+        with_backend(KubernetesBackend, lambda b: b.start(msgspec.structs.replace(SMALL, image="lab/none")))
     with pytest.raises(BoxUnavailableError, match=r"no node has had room .* Insufficient memory"):
-        with_backend(lambda b: b.start(msgspec.structs.replace(SMALL, memory_bytes=1 << 44)), patience_s=5.0)
+        with_backend(KubernetesBackend, lambda b: b.start(msgspec.structs.replace(SMALL, memory_bytes=1 << 44)), patience_s=5.0)
 
 
 # --- the same box -----------------------------------------------------------------------------------------------------
 
 
 def test_a_snapshot_moves_between_backends() -> None:
-    async def use(backend: KubernetesBackend) -> list[bytes]:
-        local = BubblewrapBackend()
-        try:
-            box: Box = await backend.start(SMALL)
-            await box.exec("mkdir -p d/e; echo hi >d/e/f; ln d/e/f hard; ln -s e/f d/link; mkfifo p; chmod 750 d; cd d; x=5")
-            seen = []
-            for place in (local, backend):
-                box = await place.start(SMALL, snapshot=await box.snapshot())
-                seen.append((await box.exec('echo $x; pwd; cat link /task/hard; stat -c "%a %n" /task/*')).stdout)
-            return seen
-        finally:
-            await local.close()
-
-    there, back = with_backend(use)
-    assert there == back == b"5\n/task/d\nhi\nhi\n750 /task/d\n644 /task/hard\n"
+    remote_scenes.a_snapshot_moves_to_bubblewrap_and_back(KubernetesBackend)
 
 
 def test_nothing_of_the_cluster_is_in_the_environment() -> None:
@@ -225,18 +142,11 @@ def test_nothing_of_the_cluster_is_in_the_environment() -> None:
         finally:
             await local.close()
 
-    there, here = with_backend(use)
+    there, here = with_backend(KubernetesBackend, use)
     assert there.replace(b"/usr/local/bin:", b"") == here.replace(b"/usr/local/bin:", b"")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["oracle", "random"])
-@pytest.mark.parametrize("env", ["coding/shell-v0", "coding/repair-v0"])
+@pytest.mark.parametrize(("env", "policy"), remote_scenes.REPLAYED)
 def test_a_store_from_pods_replays_on_bubblewrap(env: str, policy: str, tmp_path: Path) -> None:
-    if "ENVFARM_IMAGES" not in os.environ:
-        pytest.skip("ENVFARM_IMAGES does not name the unpacked images; `make test-farm` sets it")
-    store = str(tmp_path / "store")
-    what = ("--env", env, "--policy", policy, "--rung", "0", "--episodes", "2", "--group", "1")
-    envfarm("rollout", *what, "--backend", "kubernetes", "--out", store)
-    told = envfarm("replay", store, "--backend", "bubblewrap")
-    assert (told["episodes"], told["differences"], told["same"]) == (2, [], True), told
+    remote_scenes.a_store_replays_on_bubblewrap("kubernetes", env, policy, tmp_path / "store")

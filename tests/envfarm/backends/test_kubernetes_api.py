@@ -165,6 +165,21 @@ def test_a_quota_that_is_used_up_is_waited_for_and_shown(tmp_path: Path, monkeyp
 
 
 @needs_client
+def test_an_api_server_that_has_just_come_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
+        said = [refusal(409, "pods box already exists"), refusal(403, "pods box is forbidden: not yet ready to handle request")]
+        cluster.refuse = lambda what: said.pop() if what == "create" and said else None
+        starting = asyncio.ensure_future(backend.start(SMALL))
+        while said:
+            await asyncio.sleep(0.01)
+        assert not starting.done(), "what is there already was made by the first question"
+        starting.cancel()
+        await asyncio.wait([starting])
+
+    with_cluster(tmp_path, monkeypatch, use)
+
+
+@needs_client
 def test_a_quota_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
         cluster.refuse = lambda what: refusal(403, QUOTA) if what == "create" else None

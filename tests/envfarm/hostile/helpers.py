@@ -13,7 +13,7 @@ from envfarm.hostile.bait import Bait
 from envfarm.hostile.panel import Finding, judged, named
 
 PAGE = Path(__file__).parents[3] / "docs" / "hostile.md"
-_ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+_ROW = re.compile(r"^\|" + r" ([^|]+) \|" * 6 + "$", re.MULTILINE)
 
 
 def played(make: Callable[[], Backend], name: str, image: str = LIMITS.image) -> Finding:

@@ -15,12 +15,14 @@ import pytest
 from envfarm.backends import bubblewrap, seccomp
 from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.bubblewrap_box import BubblewrapBox
+from envfarm.backends.local import backend_class
 from envfarm.box import BoxSpec, Snapshot
 from envfarm.errors import UserError
 from envfarm.hostile import cheat
 from envfarm.hostile.attempt import Outcome
 from envfarm.hostile.panel import ATTEMPTS, named, panel
 from envfarm.spec import load_spec
+from tests import testbed
 from tests.envfarm.hostile.helpers import played, told
 
 REPOSITORY = Path(__file__).parents[3]
@@ -45,6 +47,7 @@ from envfarm.backends import seccomp
 from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.hostile.cheat import vault
 from envfarm.worker.sessions import preload
+from tests import testbed
 from tests.envfarm.hostile.helpers import played
 seccomp.program(); preload(vault())
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
@@ -63,25 +66,21 @@ def test_on_bubblewrap_as_an_ordinary_user(name: str) -> None:
     assert finding["outcome"] == told()[name]["bubblewrap"], finding
 
 
-@pytest.mark.docker
+@pytest.mark.timeout(900)  # a system call costs some thirty times more in gVisor
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_on_docker(name: str) -> None:
-    from envfarm.backends.docker import DockerBackend
-
-    finding = played(DockerBackend, name)
-    assert finding.outcome == told()[name]["docker"], finding
-
-
-@pytest.mark.docker
-@pytest.mark.timeout(900)  # a system call costs some thirty times more there
-@pytest.mark.parametrize("name", ["killing process 1", "killing the verifier's box"])
-def test_in_gvisor(name: str) -> None:
-    from envfarm.backends.docker import GvisorBackend, connect
-
-    if "runsc" not in connect().info()["Runtimes"]:
-        pytest.skip("the engine has no runtime runsc")
-    finding = played(GvisorBackend, name)
-    assert finding.outcome is Outcome.STOPPED, finding
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("docker-runsc", marks=pytest.mark.docker),
+        pytest.param("kubernetes", marks=pytest.mark.kubernetes),
+    ],
+)
+def test_on_a_remote_backend(backend: str, name: str) -> None:
+    if backend == "docker-runsc":
+        testbed.require_gvisor()
+    finding = played(backend_class(backend), name)
+    assert finding.outcome == told()[name][backend], finding
 
 
 # --- the panel can fail -----------------------------------------------------------------------------------------------

@@ -1,0 +1,151 @@
+"""`envfarm farm`: workers and boxes that several runs share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from envfarm.farm.status import Status
+
+farm = typer.Typer(name="farm", help="A farm of workers and boxes that several runs share.", no_args_is_help=True)
+
+
+class Kind(StrEnum):
+    bubblewrap = "bubblewrap"
+    docker = "docker"
+    kubernetes = "kubernetes"
+
+
+_FILE = typer.Argument(metavar="FARM.yaml", help="The farm's file.")
+_ON = typer.Option("--on", help="Where, instead of the file's target.")
+_NAME = typer.Argument(metavar="NAME|URL", help="A farm that is up on this machine, or its keeper's URL (with ENVFARM_TOKEN).")
+_JSON = typer.Option("--json", help="Print as JSON.")
+_EVERY_S = 1.0
+
+
+@farm.command()
+def up(
+    file: Annotated[Path, _FILE],
+    on: Annotated[Kind | None, _ON] = None,
+    listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Of the keeper; default: any free port here.")] = None,
+) -> None:
+    """Bring a farm up: its keeper, its workers, its warm boxes. It stays until `down`."""
+    from envfarm.farm.daemon import bring_up
+    from envfarm.farm.file import read_farm
+
+    kind: Any = on.value if on is not None else None
+    described = read_farm(file, kind)
+    url = bring_up(file, described, kind, listen)
+    print(f"farm {described.farm} is up on {described.kind}; its keeper is at {url}")
+    print(f"play on it with `farm: {described.farm}` in a run file, or --farm {described.farm}")
+
+
+@farm.command()
+def render(file: Annotated[Path, _FILE]) -> None:
+    """Print the farm as Kubernetes objects, for `kubectl apply -f -` or a repository. Its token is a Secret of your own."""
+    from envfarm.farm.file import read_farm
+    from envfarm.farm.manifests import render as objects
+    from envfarm.farm.manifests import to_yaml
+
+    print(to_yaml(objects(read_farm(file, "kubernetes"))), end="")
+
+
+@farm.command()
+def down(name: Annotated[str, typer.Argument(help="A farm that is up on this machine.")]) -> None:
+    """Take a farm down: boxes, workers, keeper. Sessions that are being played end as infrastructure errors."""
+    from envfarm.farm.daemon import take_down
+
+    take_down(name)
+    print(f"farm {name} is down")
+
+
+@farm.command()
+def scale(
+    name: Annotated[str, _NAME],
+    workers: Annotated[int | None, typer.Option(min=0, help="How many.")] = None,
+    boxes_min: Annotated[int | None, typer.Option("--min", min=0, help="Boxes that are there at least.")] = None,
+    boxes_max: Annotated[int | None, typer.Option("--max", min=1, help="Boxes at most; more sessions wait.")] = None,
+    warm: Annotated[int | None, typer.Option(min=0, help="Free boxes kept ready.")] = None,
+    pool: Annotated[int, typer.Option(min=0, help="Which pool of the file, counted from 0.")] = 0,
+) -> None:
+    """Change the sizes of one pool of a farm that is up. The file is not changed."""
+    from envfarm.errors import UserError
+    from envfarm.farm.client import KeeperClient
+    from envfarm.farm.status import Scale
+
+    asked = Scale(pool, workers, boxes_min, boxes_max, warm)
+    if asked == Scale(pool):
+        raise UserError("what is to change? Give --workers, --min, --max or --warm")
+
+    async def ask() -> Status:
+        async with KeeperClient.of(name) as keeper:
+            return await keeper.scale(asked)
+
+    _show(asyncio.run(ask()))
+
+
+@farm.command()
+def status(
+    name: Annotated[str, _NAME],
+    once: Annotated[bool, typer.Option("--once", help="Print it once, instead of a table that follows.")] = False,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """What a farm is doing. On a terminal a table that follows it, until Ctrl-C."""
+    import msgspec
+    from rich.console import Console
+
+    from envfarm.farm.client import KeeperClient
+
+    async def look() -> None:
+        async with KeeperClient.of(name) as keeper:
+            if as_json:
+                print(json.dumps(msgspec.to_builtins(await keeper.status())))
+            elif once or not Console().is_terminal:
+                _show(await keeper.status())
+            else:
+                await _follow(keeper.status)
+
+    asyncio.run(look())
+
+
+async def _follow(ask: Callable[[], Awaitable[Status]]) -> None:
+    from rich.live import Live
+
+    with Live(_table(await ask()), auto_refresh=False) as live:
+        while True:
+            live.update(_table(await ask()), refresh=True)
+            await asyncio.sleep(_EVERY_S)
+
+
+def _show(found: Status) -> None:
+    from rich.console import Console
+
+    Console().print(_table(found))
+
+
+def _table(found: Status) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=f"farm {found.farm} on {found.kind}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("pool", "environments", "workers up", "boxes free", "leased", "in the making", "at most", "sessions wait", ""):
+        table.add_column(column, overflow="fold")
+    for number, pool in enumerate(found.pools):
+        up = sum(worker.up for worker in pool.workers)
+        said = [f"{w.name}: {w.said}" for w in pool.workers if w.said]
+        boxes = ["-"] * 5
+        if pool.boxes is not None:
+            counts = pool.boxes
+            boxes = [str(n) for n in (counts.free, counts.leased, counts.making, counts.max, counts.waiting)]
+            said += [counts.said] if counts.said else []
+        table.add_row(str(number), ", ".join(pool.environments), f"{up} of {pool.wanted}", *boxes, "\n".join(said))
+    return table

@@ -1,0 +1,90 @@
+"""What a live API server says to all of it: a server-side dry run, which takes defaults, validation and admission into account.
+
+The test bed's server is old (1.20): of what it does not know - `policy/v1` - it is not asked. KubeRay's resources are put to it
+with KubeRay's definition loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.k8s.crds import definition
+from tests.k8s.places import EVERYWHERE, Object, objects
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
+UNKNOWN_TO_1_20 = {"PodDisruptionBudget"}
+
+
+def kubectl(*arguments: str, given: object = None) -> subprocess.CompletedProcess[str]:
+    text = None if given is None else json.dumps(given)
+    return subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True)
+
+
+def create(*found: Object, dry: bool) -> str:
+    """Names of what the server took. Raises AssertionError with its words."""
+    options = ["--dry-run=server"] if dry else []
+    listed = {"apiVersion": "v1", "kind": "List", "items": list(found)}
+    done = kubectl("create", *options, "--validate=true", "-o", "name", "-f", "-", given=listed)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def renamed(found: list[Object], suffix: str) -> list[Object]:
+    """In namespaces of their own."""
+    made = copy.deepcopy(found)
+    for one in made:
+        key = "name" if one["kind"] == "Namespace" else "namespace"
+        for place in (one["metadata"], *one.get("subjects", ())):
+            place[key] += f"-{suffix}"
+    return made
+
+
+@pytest.fixture(params=EVERYWHERE)
+def there(request: pytest.FixtureRequest) -> Iterator[list[Object]]:
+    """The objects of one place, without namespaces: those are there."""
+    found = renamed(objects(request.param), secrets.token_hex(3))
+    namespaces = [one for one in found if one["kind"] == "Namespace"]
+    assert len(namespaces) == 2
+    try:
+        create(*namespaces, dry=False)
+        yield [one for one in found if one["kind"] != "Namespace"]
+    finally:
+        kubectl("delete", "namespace", "--wait=false", *(one["metadata"]["name"] for one in namespaces))
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """KubeRay's definition in the cluster, unless somebody has put one there."""
+    crd = definition("rayclusters")
+    name = crd["metadata"]["name"]
+    if kubectl("get", "crd", name).returncode == 0:
+        yield
+        return
+    try:
+        create(crd, dry=False)
+        done = kubectl("wait", "--for=condition=Established", "--timeout=60s", f"crd/{name}")
+        assert done.returncode == 0, done.stderr
+        yield
+    finally:
+        kubectl("delete", "crd", name)
+
+
+def test_the_server_takes_everything_that_it_knows(there: list[Object], ray: None) -> None:
+    known = [one for one in there if one["kind"] not in UNKNOWN_TO_1_20]
+    taken = create(*known, dry=True).split()
+    assert len(taken) == len(known)
+    assert any(name.startswith("deployment.apps/worker-0") for name in taken)
+
+
+def test_the_server_refuses_a_cluster_of_ray_that_is_none(ray: None) -> None:
+    (one,) = (copy.deepcopy(one) for one in objects("overlays/gpu") if one["kind"] == "RayCluster")
+    one["metadata"]["namespace"] = "default"
+    one["spec"]["workerGroupSpecs"][0]["replicas"] = "two"
+    with pytest.raises(AssertionError, match="replicas"):
+        create(one, dry=True)

@@ -1,0 +1,107 @@
+"""The test bed (`k8s/testbed`) as tests see it: its boxes, their processes on this machine, and its parts, which can be killed.
+
+ENVFARM_TESTBED names the folder of a test bed that is the tests' own: only of such a one parts are killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envfarm.backends.docker import connect
+from envfarm.backends.kubernetes_manifest import CONTAINER
+from envfarm.backends.owners import BOX, OWNER, pid_of
+
+SCRIPTS = Path(__file__).parents[1] / "k8s" / "testbed"
+own_testbed = pytest.mark.skipif(
+    "ENVFARM_TESTBED" not in os.environ,
+    reason="ENVFARM_TESTBED names no engine and cluster that may be killed; `make test-farm` and `make faults` make some",
+)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to kill processes of containers and pods")
+
+
+def require_gvisor() -> None:
+    if "runsc" not in connect().info()["Runtimes"]:
+        pytest.skip("the engine has no runtime runsc")
+
+
+def kubectl(*arguments: str) -> str:
+    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def containers(owners: Collection[int]) -> list[dict[str, Any]]:
+    """Of these processes, as the engine lists them."""
+    found = connect().containers(all=True, filters={"label": BOX})
+    return [c for c in found if pid_of(c["Labels"][OWNER]) in owners]
+
+
+def pods(owners: Collection[int]) -> list[dict[str, Any]]:
+    """Of these processes, as the API server lists them."""
+    found = json.loads(kubectl("get", "pods", "-l", BOX, "-o", "json"))["items"]
+    return [pod for pod in found if pid_of(pod["metadata"]["labels"][OWNER]) in owners]
+
+
+def process_of_container(container: dict[str, Any]) -> int | None:
+    """On this machine, its first process; None where it does not run."""
+    import docker.errors
+
+    try:
+        return connect().inspect_container(container["Id"])["State"]["Pid"] or None
+    except docker.errors.NotFound:  # it has ended meanwhile
+        return None
+
+
+def process_of_pod(pod: dict[str, Any]) -> int | None:
+    """On this machine, the first process of the box's container; None where it does not run."""
+    for status in pod["status"].get("containerStatuses", ()):
+        name = status.get("containerID", "").rpartition("/")[2]
+        if status["name"] != CONTAINER or not name:
+            continue
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                inside = name in (entry / "cgroup").read_text()
+                numbers = (entry / "status").read_text().split("\nNSpid:\t")[1].split("\n")[0].split() if inside else []
+            except OSError:  # it has ended meanwhile
+                continue
+            if numbers[-1:] == ["1"]:
+                return int(entry.name)
+    return None
+
+
+def until_none(boxes: Callable[[], list[Any]], timeout_s: float = 60.0) -> int:
+    """How many are still there when none is, or when the time is over."""
+    until = time.monotonic() + timeout_s
+    while (left := len(boxes())) and time.monotonic() < until:
+        time.sleep(0.5)
+    return left
+
+
+class Part:
+    """A part of the test bed: dockerd, kubelet or apiserver."""
+
+    def __init__(self, name: str):
+        bed = Path(os.environ["ENVFARM_TESTBED"])
+        self._pid = bed / "docker/dockerd.pid" if name == "dockerd" else bed / f"k8s/run/{name}.pid"
+        self._start: list[str | Path] = [SCRIPTS / "k8s-start.sh", bed / "k8s", name]
+        if name == "dockerd":
+            self._start = [SCRIPTS / "docker-up.sh", bed / "docker"]
+        self._starting: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """With -9; it is started again in the background."""
+        os.kill(int(self._pid.read_text()), signal.SIGKILL)
+        self._starting = subprocess.Popen(self._start, stdout=subprocess.DEVNULL)
+
+    def back(self) -> None:
+        """Wait until it was started again."""
+        assert self._starting is not None and self._starting.wait() == 0
