@@ -8,9 +8,11 @@ HOME and in `/tmp`.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shlex
+import tarfile
 from collections.abc import Mapping
 
 from envfarm.box import WORKDIR, Snapshot, SyncBox
@@ -26,6 +28,7 @@ OF_THE_RUNNER = (TESTS, SOLUTION, VERDICTS)
 MAX_REWARD_BYTES = 64 << 10
 MAX_REWARDS = 32
 _MAX_SAID_CHARS = 500
+_PAGE_BYTES = 4096
 
 
 def tampered(box: SyncBox) -> bool:
@@ -41,11 +44,19 @@ def tampered(box: SyncBox) -> bool:
     return False
 
 
-def carried(task: HarborTask, snapshot: Snapshot) -> Snapshot:
-    """Of what the agent left, what the task is about: its directories and the logs; HOME only where that is the workdir."""
+def carried(task: HarborTask, snapshot: Snapshot, room: Mapping[str, int]) -> Snapshot:
+    """Of what the agent left, what the task is about: its directories and the logs; HOME only where that is the workdir.
+
+    Raises: ValueError where a directory holds more than its `room` in bytes: holes of files and hard links are not kept.
+    """
     home = snapshot.files if top_of(task.workdir) == WORKDIR else b""
-    kept = {place: tar for place, tar in snapshot.more.items() if place not in (TESTS, SOLUTION)}
-    return Snapshot(files=home, shell=b"", more=kept)
+    kept = Snapshot(files=home, shell=b"", more={k: v for k, v in snapshot.more.items() if k not in (TESTS, SOLUTION)})
+    for place, data in kept.trees().items():
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            pages = sum(-(-entry.size // _PAGE_BYTES) for entry in tar)
+        if pages * _PAGE_BYTES > room[place]:
+            raise ValueError(f"{place} holds {pages * _PAGE_BYTES} bytes; there is room for {room[place]}")
+    return kept
 
 
 def stage(task: HarborTask, box: SyncBox) -> None:

@@ -117,7 +117,7 @@ def test_neither_tests_nor_solution_are_there_while_an_agent_acts(tmp_path: Path
     look = f"ls -A /tests /solution /logs/verifier; {hidden}; env"
     spec = spec_of(tmp_path, verify)
     seen = play(spec, "greet", look).text
-    assert "solve" not in seen and "test_greet" not in seen and "EXPECTED" not in play(spec, "count", look).text
+    assert "solve" not in seen and "greeting" not in seen and "EXPECTED" not in play(spec, "count", look).text
     after = play(spec, "seal", "oracle", "ls -A /solution; echo nothing").text
     assert after == "nothing", "the expert takes the solution away with it"
 
@@ -186,8 +186,9 @@ def test_code_that_tests_load_can_speak_for_them_and_the_reward_says_which_runne
 
 
 @box
-def test_more_than_a_fresh_box_can_be_given_is_the_agent_s_doing(tmp_path: Path, play) -> None:
-    turn = play(spec_of(tmp_path), "greet", "truncate -s 70M big", SUBMIT)
+@pytest.mark.parametrize("size", ["70M", "60M"], ids=["for a snapshot", "for its directory"])
+def test_more_than_a_fresh_box_can_be_given_is_the_agent_s_doing(tmp_path: Path, play, size: str) -> None:
+    turn = play(spec_of(tmp_path), "greet", f"truncate -s {size} big", SUBMIT)
     assert turn.rewards == {"agent": 0.0} and turn.stop == "agent_limit"
 
 
