@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from envfarm.backends import docker_gvisor, owners
 from envfarm.backends.docker_config import RUNSC, configuration, enforcement
-from envfarm.backends.docker_container import AttachedContainer, Container, EngineError, remove
+from envfarm.backends.docker_container import NOT_FOUND, AttachedContainer, Container, EngineError, remove
 from envfarm.backends.docker_gvisor import AttachedGvisor, GvisorContainer
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
@@ -162,6 +162,13 @@ class DockerBackend(RemoteBackend):
             return {container["Labels"][owners.BOX] for container in await self.call(self._api.containers, filters=mine)}
         except EngineError as error:
             raise InfraError(f"the Docker engine does not tell of containers: {error.said}") from None
+
+    async def delete(self, name: str) -> None:
+        try:
+            await self.call(remove, self._api, name)
+        except EngineError as error:
+            if error.status != NOT_FOUND:
+                self.leave(name)
 
     # --- used by the containers -----------------------------------------------------------------------------------
 

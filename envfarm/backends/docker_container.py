@@ -21,7 +21,7 @@ from envfarm.images.recipe import BASES, LABEL, base
 T = TypeVar("T")
 _ROOM = 64  # processes more, for the moment in which an exec needs them
 _KILLED, _TERMINATED = 137, 143
-_NOT_FOUND, _CONFLICT = 404, 409
+NOT_FOUND, _CONFLICT = 404, 409
 
 
 class EngineError(Exception):
@@ -138,7 +138,7 @@ class Container(AttachedContainer):
             self._id = (await asyncio.shield(self._creating))["Id"]
             await call(api.start, self._id)
         except EngineError as error:
-            if error.status == _NOT_FOUND and self._id is None:
+            if error.status == NOT_FOUND and self._id is None:
                 raise BoxUnavailableError(missing(self._spec.image)) from None
             raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
 
@@ -162,7 +162,7 @@ class Container(AttachedContainer):
                 made = await self._creating  # it cannot be called off
                 await self._engine.call(remove, self._engine.api, made["Id"])
             except EngineError as error:
-                if error.status not in (_NOT_FOUND, _CONFLICT):
+                if error.status not in (NOT_FOUND, _CONFLICT):
                     self._engine.leave(self._configuration["labels"][BOX])
 
 
@@ -172,7 +172,7 @@ def ended_from_outside(state: dict[str, Any]) -> Death:
 
 def without(error: EngineError) -> Death:
     """Of a container that the engine does not tell of."""
-    gone = error.status == _NOT_FOUND
+    gone = error.status == NOT_FOUND
     return Death("its container was removed" if gone else f"the Docker engine does not answer: {error.said}")
 
 

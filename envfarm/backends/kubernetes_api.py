@@ -22,6 +22,8 @@ TO_USE = (("get", "pods", "attach"), ("get", "pods", "exec"))
 NEEDED = (("create", "pods", ""), ("delete", "pods", ""), ("list", "pods", ""), ("watch", "pods", ""), *TO_USE)
 """Verb, resource, subresource: for boxes that somebody made, and for making them, too."""
 
+NAMESPACE_VARIABLE = "ENVFARM_NAMESPACE"
+
 FORBIDDEN, NOT_FOUND, CONFLICT = 403, 404, 409
 _UNAUTHORIZED = 401
 _CALLS_AT_ONCE = 16
@@ -50,7 +52,7 @@ def connect() -> tuple[Any, str]:
     made = kubernetes.client.Configuration()
     made.connection_pool_maxsize = _CALLS_AT_ONCE
     file = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
-    namespace = os.environ.get("ENVFARM_NAMESPACE")
+    namespace = os.environ.get(NAMESPACE_VARIABLE)
     try:
         if os.environ.get("KUBECONFIG") or os.path.exists(file):
             # the client looks at KUBECONFIG once, as it is imported

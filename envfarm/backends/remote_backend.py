@@ -90,6 +90,10 @@ class RemoteBackend(ABC):
         """The names of this process's boxes that run. Called after `probe`. Raises: InfraError where nobody tells."""
 
     @abstractmethod
+    async def delete(self, name: str) -> None:
+        """Remove a box by its name, whoever made it. Never raises; what cannot be removed now, the reaper removes."""
+
+    @abstractmethod
     async def _disconnect(self) -> None:
         """All boxes are stopped. Idempotent."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from envfarm.backends.kubernetes_api import NAMESPACE_VARIABLE
 from envfarm.errors import EnvfarmError, UserError
 from envfarm.farm import TOKEN_VARIABLE
 from envfarm.farm.file import FarmFile, read_farm
@@ -75,6 +76,8 @@ def main() -> int:
         if not colon or not port.isdigit():
             raise UserError(f"--listen: expected HOST:PORT, found {options.listen!r}")
         farm = read_farm(options.file, options.on)
+        if farm.target.kubernetes is not None:
+            os.environ[NAMESPACE_VARIABLE] = farm.target.kubernetes.boxes  # of this process and all that it starts
         home = Home(farm.farm)
         home.take()
 

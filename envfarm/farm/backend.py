@@ -117,6 +117,9 @@ class LeasedBackend(RemoteBackend):
     async def live(self) -> set[str]:
         return set(self._held)
 
+    async def delete(self, name: str) -> None:
+        await self.give_back(name)
+
     async def _disconnect(self) -> None:
         if self._beating is not None:
             self._beating.cancel()

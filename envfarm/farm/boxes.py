@@ -2,6 +2,9 @@
 
 Every `LOOK_S` seconds: which boxes still run, and which leases have beaten. A free box that died is replaced; a lease that
 expired ends with its box.
+
+Where the book outlives its keeper (on Kubernetes) the next one inherits: boxes that are leased stay their workers', until the
+lease is over; free ones are removed.
 """
 
 from __future__ import annotations
@@ -31,17 +34,33 @@ class Boxes:
     async def start(self) -> None:
         """Boxes are being made when this returns. Raises: BoxUnavailableError, MissingDependencyError."""
         await self._backend.probe()
+        await self._inherit()
         for stock in self.stocks:
             stock.balance()
         self._looking = asyncio.create_task(self._look())
+
+    async def _inherit(self) -> None:
+        for entry in await self._leases.book.all():
+            if not entry.holder:
+                await self._backend.delete(entry.box)
+                await self._leases.forget(entry.box)
+
+    async def give_back(self, box: str, holder: str) -> None:
+        """It is used up: removed, and replaced. Raises: LeaseLost."""
+        await self._leases.give_back(box, holder)
+        await self._end(box)
+
+    async def _end(self, box: str) -> None:
+        """Of a stock, or an earlier keeper's."""
+        if not any([stock.end(box) for stock in self.stocks]):
+            await self._backend.delete(box)
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
             with suppress(InfraError):  # engine, cluster or book do not answer: the next look may
                 for entry in await self._leases.expire():
-                    for stock in self.stocks:
-                        stock.end(entry.box)
+                    await self._end(entry.box)
                 free = [stock.free_names() for stock in self.stocks]
                 live = await self._backend.live()
                 for stock, names in zip(self.stocks, free, strict=True):

@@ -59,11 +59,12 @@ class DockerTarget(FileModel):
 
 
 class KubernetesTarget(FileModel):
-    """Workers are pods of a Deployment in `namespace`, boxes are pods in another namespace."""
+    """Workers are pods of a Deployment in `namespace`, boxes are pods in another namespace, which the farm has to itself."""
 
     namespace: str = Field(pattern=_LABEL, max_length=63)
     box_namespace: str | None = Field(default=None, pattern=_LABEL, max_length=63)  # default: `namespace`-boxes
     image: str = "envfarm/worker"
+    workers: Literal["pod", "process"] = "pod"  # processes beside a keeper on this machine; boxes are pods all the same
 
     @property
     def boxes(self) -> str:

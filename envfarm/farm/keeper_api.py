@@ -123,8 +123,7 @@ class KeeperApi:
         return await self._its.lease(int(request.match_info["pool"]), asked)
 
     async def _give_back(self, request: web.Request) -> Any:
-        stock = self._its.stock(int(request.match_info["pool"]))
-        await stock.give_back(request.match_info["box"], request.query.get("holder", ""))
+        await self._its.boxes.give_back(request.match_info["box"], request.query.get("holder", ""))
 
     async def _death(self, request: web.Request) -> Any:
         return await self._its.stock(int(request.match_info["pool"])).death(request.match_info["box"])

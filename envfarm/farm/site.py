@@ -7,17 +7,21 @@ from pathlib import Path
 
 from envfarm.backends.docker import DockerBackend, GvisorBackend
 from envfarm.backends.docker_config import RUNSC
-from envfarm.backends.remote_backend import RemoteBackend
+from envfarm.backends.kubernetes import KubernetesBackend
 from envfarm.box import BoxSpec
 from envfarm.farm import KEEPER_VARIABLE
 from envfarm.farm.boxes import Boxes
 from envfarm.farm.file import FarmFile
 from envfarm.farm.folder_book import FolderBook
+from envfarm.farm.object_book import ObjectBook
 from envfarm.farm.places import Place
 from envfarm.farm.places.containers import Containers
 from envfarm.farm.places.processes import Processes
 from envfarm.registry import default_registry
 from envfarm.spec import EnvSpec
+
+_PATIENCE_S = 20.0
+"""How long one box may wait for a quota or a node before that is said in the status, and tried again."""
 
 
 class Site:
@@ -40,11 +44,14 @@ class Site:
 
     def boxes(self) -> Boxes | None:
         """None where they are children of their worker."""
-        if self._farm.target.docker is None:
+        if self._farm.kind == "bubblewrap":
             return None
-        backend: RemoteBackend = DockerBackend(runtime=self._farm.target.docker.runtime)
         pools = [(pool.boxes, _kinds(specs)) for pool, specs in zip(self._farm.pools, self._specs, strict=True)]
-        return Boxes(backend, FolderBook(self._folder / "leases"), pools)
+        if self._farm.target.docker is not None:
+            runtime = self._farm.target.docker.runtime
+            return Boxes(DockerBackend(runtime=runtime), FolderBook(self._folder / "leases"), pools)
+        backend = KubernetesBackend(patience_s=_PATIENCE_S)
+        return Boxes(backend, ObjectBook(backend, self._farm.farm), pools)
 
     def place(self) -> Place:
         docker, counts = self._farm.target.docker, [pool.workers for pool in self._farm.pools]
@@ -54,7 +61,7 @@ class Site:
                 self._farm.farm, docker.image, patterns, counts, token=self._token, variables=self._variables,
                 changed=self._changed,
             )  # fmt: skip
-        backend = "bubblewrap" if docker is None else "farm"
+        backend = "bubblewrap" if self._farm.kind == "bubblewrap" else "farm"
         return Processes(
             self._specs, counts, self._folder, backend=backend, token=self._token, variables=self._variables,
             changed=self._changed,

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from envfarm.backends.remote_backend import Bare
 from envfarm.backends.remote_streams import Death
 from envfarm.box import BoxSpec
-from envfarm.errors import EnvfarmError, NoRoomError, UserError
+from envfarm.errors import EnvfarmError, InfraError, NoRoomError, UserError
 from envfarm.farm.file import BoxesFile
 from envfarm.farm.leases import Conflict, Leases
 from envfarm.farm.status import BoxCounts
@@ -109,20 +109,16 @@ class Stock:
                 self._waiting.remove(waiting)
             self.balance()
 
-    async def give_back(self, box: str, holder: str) -> None:
-        """It is used up: removed, and replaced. Raises: LeaseLost."""
-        await self.leases.give_back(box, holder)
-        self.end(box)
-
     async def death(self, box: str) -> Death:
         bare = self._leased.get(box)
         return Death("its lease is over: no heartbeat came in time") if bare is None else await bare.made.death()
 
-    def end(self, box: str) -> None:
-        """A leased box whose lease is over. Idempotent."""
+    def end(self, box: str) -> bool:
+        """A leased box whose lease is over is removed and replaced. Returns whether it was one of these."""
         bare = self._release(box)
         if bare is not None:
             self._later(self._remove(bare))
+        return bare is not None
 
     def _release(self, box: str) -> Bare | None:
         self._first.discard(box)
@@ -205,13 +201,13 @@ class Stock:
     async def _make(self, spec: BoxSpec) -> None:
         bare = self.maker.bare(spec)
         try:
+            await self.leases.book.add(bare.name)  # first: whoever keeps this farm after us finds it there
             await bare.made.create()
-            await self.leases.book.add(bare.name)
         except EnvfarmError as error:
-            await bare.made.remove()
+            await self._forget(bare)
             self._failed(spec, error)
         except BaseException:
-            await bare.made.remove()
+            await self._forget(bare)
             raise
         else:
             self._trouble.pop(spec, None)
@@ -252,14 +248,15 @@ class Stock:
         """The box, and what the book still says of it."""
         self._leaving += 1
         try:
-            entry = await self.leases.book.get(bare.name)
-            if entry is not None:
-                with suppress(Conflict):
-                    await self.leases.book.remove(entry)
+            await self._forget(bare)
         finally:
-            await bare.made.remove()
             self._leaving -= 1
             self.balance()
+
+    async def _forget(self, bare: Bare) -> None:
+        await bare.made.remove()
+        with suppress(InfraError):  # an entry without a box is removed when the book is looked at
+            await self.leases.forget(bare.name)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

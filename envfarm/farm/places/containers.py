@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from envfarm.backends import docker, owners
-from envfarm.backends.docker_container import EngineError, remove
+from envfarm.backends.docker_container import NOT_FOUND, EngineError, remove
 from envfarm.errors import BoxUnavailableError, EnvfarmError, InfraError
 from envfarm.farm import FARM_LABEL, POOL_LABEL, ROLE_LABEL, TOKEN_VARIABLE
 from envfarm.farm.places import WorkerInfo
@@ -28,7 +28,6 @@ from envfarm.worker.child import MAX_FAILED_STARTS
 START_TIMEOUT_S = 120.0
 _LOOK_S = 1.0
 _SOCKET = "/run/engine.sock"
-_NOT_FOUND = 404
 _TMP_BYTES = 2 << 30
 
 
@@ -133,7 +132,7 @@ class Containers:
                 await asyncio.sleep(_LOOK_S)
             slot.said = f"died: {await self._last_words(slot)}"
         except EngineError as error:
-            if error.status == _NOT_FOUND and not slot.container:
+            if error.status == NOT_FOUND and not slot.container:
                 raise BoxUnavailableError(
                     f"the Docker engine has no image {self._image!r} for the farm's workers: run `envfarm image build --worker "
                     "--engine`, or have workers as processes of this machine (`target: {docker: {workers: process}}`)"
@@ -158,7 +157,7 @@ class Containers:
         try:
             return (await self._call(self._api.inspect_container, slot.container))["State"]["Running"]
         except EngineError as error:
-            if error.status == _NOT_FOUND:
+            if error.status == NOT_FOUND:
                 return False
             raise
 

@@ -64,6 +64,11 @@ def stock_of(folder: Path, *specs: BoxSpec, min: int = 0, max: int = 8, warm: in
     return Stock(maker, Leases(FolderBook(folder)), BoxesFile(min=min, max=max, warm=warm), list(specs)), maker
 
 
+async def give_back(stock: Stock, bare: Bare, holder: str) -> None:
+    await stock.leases.give_back(bare.name, holder)
+    assert stock.end(bare.name) and not stock.end(bare.name)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not holds():
@@ -80,7 +85,7 @@ def test_warm_boxes_are_kept_for_every_kind_and_at_least_min_are_there(tmp_path:
         assert maker.live[taken.name] == ONE
         await until(lambda: stock.counts().free == 4 and stock.counts().making == 0)
         assert stock.counts().leased == 1 and len(maker.live) == 5
-        await stock.give_back(taken.name, "worker")
+        await give_back(stock, taken, "worker")
         await until(lambda: taken.name not in maker.live and len(maker.live) == 5)
         await stock.close()
         assert not maker.live and not await stock.leases.book.all()
@@ -115,7 +120,7 @@ def test_sessions_that_verify_in_a_second_box_all_end(
             second = await stock.lease(spec, f"worker-{number}", further=True)
             assert len({first.name, second.name}) == 2
             for bare in (second, first):
-                await stock.give_back(bare.name, f"worker-{number}")
+                await give_back(stock, bare, f"worker-{number}")
 
         async with asyncio.timeout(30):
             await asyncio.gather(*(session(number) for number in range(sessions)))
@@ -135,13 +140,13 @@ def test_waiting_in_order_and_said_in_the_status(tmp_path: Path) -> None:
         async def later(number: int) -> None:
             bare = await stock.lease(ONE, "a")
             order.append(number)
-            await stock.give_back(bare.name, "a")
+            await give_back(stock, bare, "a")
 
         tasks = [asyncio.create_task(later(number)) for number in range(3)]
         await asyncio.sleep(0.01)
         assert stock.counts().waiting == 3 and "3 wait" in stock.counts().said
         tasks[1].cancel()
-        await stock.give_back(first.name, "a")
+        await give_back(stock, first, "a")
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == [0, 2] and stock.counts().said == ""
         await stock.close()
