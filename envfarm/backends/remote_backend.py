@@ -78,6 +78,9 @@ class RemoteBackend(ABC):
     async def probe(self) -> None: ...
 
     @abstractmethod
+    def enforcement(self) -> dict[str, str]: ...
+
+    @abstractmethod
     def _streams(self, spec: BoxSpec, name: str) -> Made:
         """One that is not there yet. Called after `probe`."""
 

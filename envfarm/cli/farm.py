@@ -14,9 +14,23 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from envfarm.farm.file import FarmFile
     from envfarm.farm.status import Status
 
 farm = typer.Typer(name="farm", help="A farm of workers and boxes that several runs share.", no_args_is_help=True)
+
+
+def _say_cluster(described: FarmFile) -> None:
+    from envfarm.farm import KEEPER_PORT, TOKEN_VARIABLE
+    from envfarm.farm.manifests.names import TOKEN_KEY, TOKEN_SECRET
+
+    assert described.target.kubernetes is not None
+    namespace = described.target.kubernetes.namespace
+    secret = f"kubectl -n {namespace} get secret {TOKEN_SECRET} -o jsonpath='{{.data.{TOKEN_KEY}}}'"
+    print(f"farm {described.farm} is applied: see `kubectl -n {namespace} rollout status deployment`")
+    print(f"in the cluster its keeper is at http://keeper.{namespace}.svc:{KEEPER_PORT}, its token in the Secret {TOKEN_SECRET}")
+    print(f"from here: kubectl -n {namespace} port-forward svc/keeper {KEEPER_PORT}, and then")
+    print(f"  {TOKEN_VARIABLE}=$({secret} | base64 -d) envfarm farm status http://127.0.0.1:{KEEPER_PORT}")
 
 
 class Kind(StrEnum):
@@ -44,6 +58,13 @@ def up(
 
     kind: Any = on.value if on is not None else None
     described = read_farm(file, kind)
+    if described.in_cluster:
+        from envfarm.farm.cluster import bring_up as apply
+
+        for what in asyncio.run(apply(described)):
+            print(f"this cluster does not know {what}: left out")
+        _say_cluster(described)
+        return
     url = bring_up(file, described, kind, listen)
     print(f"farm {described.farm} is up on {described.kind}; its keeper is at {url}")
     print(f"play on it with `farm: {described.farm}` in a run file, or --farm {described.farm}")
@@ -60,11 +81,19 @@ def render(file: Annotated[Path, _FILE]) -> None:
 
 
 @farm.command()
-def down(name: Annotated[str, typer.Argument(help="A farm that is up on this machine.")]) -> None:
+def down(
+    name: Annotated[str, typer.Argument(metavar="NAME|FARM.yaml", help="One of this machine; one of a cluster by its file.")],
+) -> None:
     """Take a farm down: boxes, workers, keeper. Sessions that are being played end as infrastructure errors."""
     from envfarm.farm.daemon import take_down
+    from envfarm.farm.file import read_farm
 
-    take_down(name)
+    if Path(name).is_file() and (described := read_farm(name, "kubernetes")).in_cluster:
+        from envfarm.farm.cluster import take_down as delete
+
+        asyncio.run(delete(described))
+    else:
+        take_down(name)
     print(f"farm {name} is down")
 
 

@@ -99,6 +99,11 @@ class FarmFile(FileModel):
         kinds: tuple[Kind, ...] = ("bubblewrap", "docker", "kubernetes")
         return next(kind for kind in kinds if getattr(self.target, kind) is not None)
 
+    @property
+    def in_cluster(self) -> bool:
+        """Whether keeper and workers are pods."""
+        return self.target.kubernetes is not None and self.target.kubernetes.workers == "pod"
+
     def pool_of(self, env_id: str) -> int:
         """The number of the pool that serves it. Raises: UserError with near matches."""
         for number, pool in enumerate(self.pools):

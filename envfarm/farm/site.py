@@ -16,6 +16,7 @@ from envfarm.farm.folder_book import FolderBook
 from envfarm.farm.object_book import ObjectBook
 from envfarm.farm.places import Place
 from envfarm.farm.places.containers import Containers
+from envfarm.farm.places.pods import Pods
 from envfarm.farm.places.processes import Processes
 from envfarm.registry import default_registry
 from envfarm.spec import EnvSpec
@@ -54,6 +55,9 @@ class Site:
         return Boxes(backend, ObjectBook(backend, self._farm.farm), pools)
 
     def place(self) -> Place:
+        kubernetes = self._farm.target.kubernetes
+        if kubernetes is not None and kubernetes.workers == "pod":
+            return Pods(self._farm.farm, kubernetes.namespace, self._changed)
         docker, counts = self._farm.target.docker, [pool.workers for pool in self._farm.pools]
         if docker is not None and docker.workers == "container":
             patterns = [pool.environments for pool in self._farm.pools]

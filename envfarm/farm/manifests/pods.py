@@ -68,7 +68,7 @@ def workers(farm: FarmFile, pool: int) -> dict[str, Any]:
 
 
 def service(farm: FarmFile, name: str, labels: dict[str, str], port: int) -> dict[str, Any]:
-    spec = {"selector": labels, "ports": [{"name": "http", "port": port, "targetPort": port}]}
+    spec = {"selector": labels, "ports": [{"name": "http", "protocol": "TCP", "port": port, "targetPort": port}]}
     return made("Service", name, farm, spec=spec)
 
 
@@ -100,7 +100,7 @@ def _template(
         "imagePullPolicy": "IfNotPresent",
         **container,
         "env": [token_variable(TOKEN_VARIABLE), {"name": _BOXES_VARIABLE, "value": target.boxes}],
-        "ports": [{"name": "http", "containerPort": port}],
+        "ports": [{"name": "http", "protocol": "TCP", "containerPort": port}],
         "resources": _RESOURCES[role],
         "securityContext": {
             "allowPrivilegeEscalation": False,
