@@ -21,7 +21,7 @@ from tests.rollout.test_death import counts
 
 SHELL = default_registry().get("coding/shell-v0")
 Kill = Callable[[WorkerPool], bool]
-"""Kills once; whether it did. Asked after every episode until it has."""
+"""Kills once; whether it did. Asked again and again, in a thread, from the end of the first episode until it has."""
 
 
 @dataclass
@@ -34,26 +34,34 @@ def play(backend: str, store: Store | None = None, kill: Kill = lambda pool: Tru
     """Twelve episodes in one worker, four at a time."""
     choices = [EnvChoice(SHELL, {"agent": "script"}, setting={"rung": 0})]
     asked = draw_groups(choices, seed=1, stage="logs", step=0, groups=6, size=2, sampling=SamplingParams())
-    played, killed = Played(), False
+    played = Played()
 
     async def main() -> None:
-        pool = WorkerPool([SHELL], backend=backend, workers=1)
+        pool, one_is_over = WorkerPool([SHELL], backend=backend, workers=1), asyncio.Event()
         await pool.start()
 
         def progress(episode: Episode) -> None:
-            nonlocal killed
             played.workers.update(pool.pids)
-            killed = killed or kill(pool)
+            one_is_over.set()
 
+        async def watch() -> None:
+            await one_is_over.wait()
+            while not await asyncio.to_thread(kill, pool):
+                await asyncio.sleep(0.02)
+
+        watching = asyncio.ensure_future(watch())
         plan = RunPlan("box death", 1, {SHELL.id: SHELL}, max_in_flight=4)
         try:
             async with Rollouts(plan, pool, {"script": ScriptedPolicy("script", "oracle", 0.3)}, store) as rollouts:
                 played.episodes = [e for g in await rollouts.run(asked, progress) for e in g.episodes]
         finally:
+            watching.cancel()
             await pool.close()
+        await asyncio.wait([watching])
+        assert not watching.cancelled(), "it was killed while episodes ran"
+        watching.result()
 
     asyncio.run(main())
-    assert killed, "it was killed while episodes ran"
     return played
 
 

@@ -15,25 +15,31 @@ from envfarm.worker.pool import WorkerPool
 from tests import testbed
 from tests.faults import record
 from tests.rollout.box_deaths import Played, nothing_is_lost
-from tests.testbed import Part, needs_root, own_testbed
+from tests.testbed import Boxes, Part, needs_root, own_testbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-Boxes = Callable[[set[int]], list[dict[str, Any]]]
+BoxesOf = Callable[[set[int]], Boxes]
 
 
-def a_box_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, process_of: Callable[[Any], int | None]) -> None:
+def a_box_is_killed(what: str, folder: Path, backend: str, boxes: BoxesOf, process_of: Callable[[Any], int | None]) -> None:
+    old: set[str] | None = None
+
     def kill(pool: WorkerPool) -> bool:
-        killed = 0
-        for process in filter(None, map(process_of, boxes(set(pool.pids)))):
-            with suppress(ProcessLookupError):  # its episode has just ended
+        """One that has just come up: of others the episode may be over."""
+        nonlocal old
+        found = boxes(set(pool.pids))
+        if old is None:
+            old = set(found)
+        for process in filter(None, (process_of(found[name]) for name in found.keys() - old)):
+            with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-                killed += 1
-        return killed > 0
+                return True
+        return False
 
     record(what, nothing_is_lost(folder, backend, kill, lambda played: left(boxes, played)))
 
 
-def a_part_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, name: str) -> None:
+def a_part_is_killed(what: str, folder: Path, backend: str, boxes: BoxesOf, name: str) -> None:
     part = Part(name)
 
     def kill(pool: WorkerPool) -> bool:
@@ -49,7 +55,7 @@ def a_part_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, name: 
     record(what, nothing_is_lost(folder, backend, kill, left_when_back))
 
 
-def left(boxes: Boxes, played: Played) -> int:
+def left(boxes: BoxesOf, played: Played) -> int:
     return testbed.until_none(lambda: boxes(played.workers))
 
 
