@@ -190,5 +190,6 @@ BACKENDS: dict[str, str] = {
     "docker": "envfarm.backends.docker:DockerBackend",
     "docker-runsc": "envfarm.backends.docker:GvisorBackend",
     "kubernetes": "envfarm.backends.kubernetes:KubernetesBackend",
+    "farm": "envfarm.farm.backend:LeasedBackend",
 }
 """Name -> `module:Class`, imported late. A new backend costs one file and one line."""

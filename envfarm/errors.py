@@ -9,6 +9,7 @@
     │   ├── MissingDependencyError  a package or program that must be installed (which command installs it)
     │   ├── CapabilityError       an engine or backend cannot do what the run needs
     │   ├── BoxUnavailableError   no box can be made on this machine (which setting or package)
+    │   │   └── NoRoomError       not now: a quota, or every node, is full
     │   ├── StoreError            not a store, damaged, or of another schema version
     │   ├── RunLockedError        another trainer holds this run directory
     │   └── RunHaltedError        too many episodes failed: the error budget is spent
@@ -94,6 +95,10 @@ class CapabilityError(UserError):
 
 
 class BoxUnavailableError(UserError):
+    pass
+
+
+class NoRoomError(BoxUnavailableError):
     pass
 
 

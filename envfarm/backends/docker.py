@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 from envfarm.backends import docker_gvisor, owners
 from envfarm.backends.docker_config import RUNSC, configuration, enforcement
-from envfarm.backends.docker_container import Container, EngineError, remove
-from envfarm.backends.docker_gvisor import GvisorContainer
+from envfarm.backends.docker_container import NOT_FOUND, AttachedContainer, Container, EngineError, remove
+from envfarm.backends.docker_gvisor import AttachedGvisor, GvisorContainer
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
@@ -101,8 +101,8 @@ class DockerBackend(RemoteBackend):
     name = "docker"
     module = __name__
 
-    def __init__(self, *, runtime: str | None = None, warm: int = 0, slack_s: float = owners.SLACK_S):
-        super().__init__(warm=warm, slack_s=slack_s)
+    def __init__(self, *, runtime: str | None = None, warm: int = 0, slack_s: float = owners.SLACK_S, makes: bool = True):
+        super().__init__(warm=warm, slack_s=slack_s, makes=makes)
         self.runtime = runtime
         self._api: Any = None
         self._info: dict[str, Any] = {}
@@ -152,6 +152,23 @@ class DockerBackend(RemoteBackend):
     def enforcement(self) -> dict[str, str]:
         """Before `probe`, what holds on an engine with control groups."""
         return {**enforcement(self.runtime, self._info.get("CgroupVersion")), **self._lifetime()}
+
+    def attached(self, spec: BoxSpec, name: str) -> AttachedContainer:
+        return (AttachedGvisor if self.runtime == RUNSC else AttachedContainer)(self, spec, name)
+
+    async def live(self) -> set[str]:
+        mine = {"label": f"{owners.OWNER}={owners.owner_label()}", "status": "running"}
+        try:
+            return {container["Labels"][owners.BOX] for container in await self.call(self._api.containers, filters=mine)}
+        except EngineError as error:
+            raise InfraError(f"the Docker engine does not tell of containers: {error.said}") from None
+
+    async def delete(self, name: str) -> None:
+        try:
+            await self.call(remove, self._api, name)
+        except EngineError as error:
+            if error.status != NOT_FOUND:
+                self.leave(name)
 
     # --- used by the containers -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from envfarm.backends import remote_loop, rootfs, seccomp
 from envfarm.backends.limits import OURS
+from envfarm.backends.owners import BOX
 from envfarm.backends.remote_box import variables
 from envfarm.backends.remote_shell import TICK_S
 from envfarm.box import NOT_ENFORCED, WORKDIR, BoxSpec
@@ -18,9 +19,10 @@ _MOUNT = "rw,exec,nosuid,nodev"
 
 
 def configuration(spec: BoxSpec, runtime: str | None, labels: dict[str, str]) -> dict[str, Any]:
-    """Arguments of docker-py's `create_container`."""
+    """Arguments of docker-py's `create_container`. `labels` as in `owners`; the box's name is the container's."""
     address_space = spec.memory_bytes if runtime == RUNSC else None
     return {
+        "name": labels[BOX],
         "image": spec.image,
         "entrypoint": remote_loop.entry(),
         "command": [],

@@ -21,7 +21,7 @@ from envfarm.images.recipe import BASES, LABEL, base
 T = TypeVar("T")
 _ROOM = 64  # processes more, for the moment in which an exec needs them
 _KILLED, _TERMINATED = 137, 143
-_NOT_FOUND, _CONFLICT = 404, 409
+NOT_FOUND, _CONFLICT = 404, 409
 
 
 class EngineError(Exception):
@@ -50,44 +50,20 @@ class Engine(Protocol):
     """Base images that are known to be as their recipe says."""
 
 
-class Container:
+class AttachedContainer:
+    """The streams of a container that runs, whoever made it; `name` as the engine knows it."""
+
     apart = False
 
-    def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
-        """`configuration`: arguments of docker-py's `create_container`."""
-        self._engine, self._spec, self._configuration = engine, spec, configuration
-        self._id: str | None = None
-        self._creating: asyncio.Future[dict[str, Any]] | None = None
-        self._removed = False
+    def __init__(self, engine: Engine, spec: BoxSpec, name: str):
+        self._engine, self._spec, self._name = engine, spec, name
         self._main: SocketPipe | None = None
-
-    async def create(self) -> None:
-        """Create it and start it. Raises: BoxUnavailableError, InfraError."""
-        api, call = self._engine.api, self._engine.call
-        try:
-            await self._require_current(self._spec.image)
-            self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
-            self._id = (await asyncio.shield(self._creating))["Id"]
-            await call(api.start, self._id)
-        except EngineError as error:
-            if error.status == _NOT_FOUND and self._id is None:
-                raise BoxUnavailableError(missing(self._spec.image)) from None
-            raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
-
-    async def _require_current(self, image: str) -> None:
-        """One without our label was made by somebody's own recipe. Raises: BoxUnavailableError, EngineError."""
-        if image not in BASES or image in self._engine.current:
-            return
-        labels = (await self._engine.call(self._engine.api.inspect_image, image))["Config"]["Labels"] or {}
-        if labels.get(LABEL, base(image).digest) != base(image).digest:
-            raise BoxUnavailableError(missing(image))
-        self._engine.current.add(image)
 
     async def open_main(self) -> SocketPipe:
         """Process 1 says nothing before it is spoken to: nothing of its output was lost."""
-        api, streams = self._engine.api, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        streams = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         try:
-            self._main = _pipe(await self._engine.call(api.attach_socket, self._id, streams))
+            self._main = _pipe(await self._engine.call(self._engine.api.attach_socket, self._name, streams))
         except EngineError:
             raise Lost from None
         return self._main
@@ -96,10 +72,10 @@ class Container:
         api, call = self._engine.api, self._engine.call
         try:
             if crowded:
-                await call(_limit_processes, api, self._id, self._spec.pids + OURS + _ROOM)
+                await call(_limit_processes, api, self._name, self._spec.pids + OURS + _ROOM)
             _, pipe = await self._exec(remote_side.ENTRY)
             if crowded:
-                await call(_limit_processes, api, self._id, self._spec.pids + OURS)
+                await call(_limit_processes, api, self._name, self._spec.pids + OURS)
             return pipe
         except EngineError as error:
             raise (NoRoom if error.status and await self._runs() else Lost) from None
@@ -107,7 +83,7 @@ class Container:
     async def _exec(self, command: list[str], workdir: str = "/") -> tuple[str, SocketPipe]:
         """A process of the agent's user beside process 1: its name and its streams. Raises: EngineError."""
         api, call, user = self._engine.api, self._engine.call, f"{rootfs.UID}:{rootfs.GID}"
-        made = await call(api.exec_create, self._id, command, stdin=True, user=user, workdir=workdir)
+        made = await call(api.exec_create, self._name, command, stdin=True, user=user, workdir=workdir)
         return made["Id"], _pipe(await call(api.exec_start, made["Id"], socket=True))
 
     async def _runs(self) -> bool:
@@ -118,7 +94,7 @@ class Container:
 
     async def _state(self) -> dict[str, Any]:
         """Raises: EngineError."""
-        return (await self._engine.call(self._engine.api.inspect_container, self._id))["State"]
+        return (await self._engine.call(self._engine.api.inspect_container, self._name))["State"]
 
     async def death(self) -> Death:
         """Of a live process 1 nothing but its own end, a kill from outside or the engine's end closes the streams. The
@@ -136,19 +112,57 @@ class Container:
             return ended_from_outside(state)
         return Death(f"its first process was made to end (exit code {code})", by_agent=True, exit_code=code)
 
+    def disconnect(self) -> None:
+        """Idempotent."""
+        if self._main is not None:
+            self._main.close()
+
+
+class Container(AttachedContainer):
+    """A container of this process's own."""
+
+    def __init__(self, engine: Engine, spec: BoxSpec, configuration: dict[str, Any]):
+        """`configuration`: arguments of docker-py's `create_container`."""
+        super().__init__(engine, spec, configuration["name"])
+        self._configuration = configuration
+        self._id: str | None = None
+        self._creating: asyncio.Future[dict[str, Any]] | None = None
+        self._removed = False
+
+    async def create(self) -> None:
+        """Create it and start it. Raises: BoxUnavailableError, InfraError."""
+        api, call = self._engine.api, self._engine.call
+        try:
+            await self._require_current(self._spec.image)
+            self._creating = asyncio.ensure_future(call(api.create_container, **self._configuration))
+            self._id = (await asyncio.shield(self._creating))["Id"]
+            await call(api.start, self._id)
+        except EngineError as error:
+            if error.status == NOT_FOUND and self._id is None:
+                raise BoxUnavailableError(missing(self._spec.image)) from None
+            raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
+
+    async def _require_current(self, image: str) -> None:
+        """One without our label was made by somebody's own recipe. Raises: BoxUnavailableError, EngineError."""
+        if image not in BASES or image in self._engine.current:
+            return
+        labels = (await self._engine.call(self._engine.api.inspect_image, image))["Config"]["Labels"] or {}
+        if labels.get(LABEL, base(image).digest) != base(image).digest:
+            raise BoxUnavailableError(missing(image))
+        self._engine.current.add(image)
+
     async def remove(self) -> None:
         """What cannot be removed now, as the engine is gone, the reaper removes when it is back."""
         if self._removed:
             return
         self._removed = True
-        if self._main is not None:
-            self._main.close()
+        self.disconnect()
         if self._creating is not None:
             try:
                 made = await self._creating  # it cannot be called off
                 await self._engine.call(remove, self._engine.api, made["Id"])
             except EngineError as error:
-                if error.status not in (_NOT_FOUND, _CONFLICT):
+                if error.status not in (NOT_FOUND, _CONFLICT):
                     self._engine.leave(self._configuration["labels"][BOX])
 
 
@@ -158,7 +172,7 @@ def ended_from_outside(state: dict[str, Any]) -> Death:
 
 def without(error: EngineError) -> Death:
     """Of a container that the engine does not tell of."""
-    gone = error.status == _NOT_FOUND
+    gone = error.status == NOT_FOUND
     return Death("its container was removed" if gone else f"the Docker engine does not answer: {error.said}")
 
 

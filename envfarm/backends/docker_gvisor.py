@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from envfarm.backends import docker_config, remote_loop, rootfs
-from envfarm.backends.docker_container import Container, EngineError, ended_from_outside, without
+from envfarm.backends.docker_container import AttachedContainer, Container, EngineError, ended_from_outside, without
 from envfarm.backends.docker_stream import SocketPipe
 from envfarm.backends.remote_streams import Death, Lost
 from envfarm.box import WORKDIR, BoxSpec
@@ -38,7 +38,7 @@ def configuration(spec: BoxSpec, labels: dict[str, str]) -> dict[str, Any]:
     return {**alike, "user": _NOBODY, "entrypoint": _IDLE}
 
 
-class GvisorContainer(Container):
+class AttachedGvisor(AttachedContainer):
     apart = True
     _supervisor: str
     """The exec, as the engine names it."""
@@ -56,7 +56,7 @@ class GvisorContainer(Container):
             if await self._answers():
                 return await self._supervisor_ended()
             with suppress(EngineError):  # it may have to be noticed first
-                await call(api.wait, self._id, timeout=_NOTICE_S, condition="not-running")
+                await call(api.wait, self._name, timeout=_NOTICE_S, condition="not-running")
             state = await self._state()
         except EngineError as error:
             return without(error)
@@ -69,7 +69,7 @@ class GvisorContainer(Container):
         api, call = self._engine.api, self._engine.call
         with suppress(EngineError, TimeoutError):
             async with asyncio.timeout(_ANSWER_S):
-                made = await call(api.exec_create, self._id, ["/bin/sh", "-c", ":"], user=_NOBODY, workdir="/")
+                made = await call(api.exec_create, self._name, ["/bin/sh", "-c", ":"], user=_NOBODY, workdir="/")
                 await call(api.exec_start, made["Id"])
                 return (await call(api.exec_inspect, made["Id"]))["ExitCode"] == 0
         return False
@@ -82,3 +82,7 @@ class GvisorContainer(Container):
                     await asyncio.sleep(0.05)
                 return Death("its shell's supervisor was killed", by_agent=True, exit_code=state["ExitCode"])
         return Death("the connection to its container was lost")
+
+
+class GvisorContainer(AttachedGvisor, Container):
+    """A container of this process's own."""

@@ -15,15 +15,16 @@ from collections.abc import Set
 from contextlib import suppress
 from typing import Any
 
+from envfarm.backends import kubernetes_states as states
 from envfarm.backends import owners
-from envfarm.backends.kubernetes_api import CONFLICT, FORBIDDEN, NOT_FOUND, Api, ApiError, ask, connect, pods_of
+from envfarm.backends.kubernetes_api import CONFLICT, FORBIDDEN, NEEDED, NOT_FOUND, TO_USE, Api, ApiError, ask, connect, pods_of
 from envfarm.backends.kubernetes_link import Link, Refused
 from envfarm.backends.kubernetes_manifest import enforcement, pod
-from envfarm.backends.kubernetes_pod import PodStreams
+from envfarm.backends.kubernetes_pod import AttachedPod, PodStreams
 from envfarm.backends.kubernetes_watch import PodWatch
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
-from envfarm.errors import BoxUnavailableError, InfraError
+from envfarm.errors import BoxUnavailableError, InfraError, NoRoomError
 
 PATIENCE_S = 180.0
 _AGAIN_S = 1.0
@@ -51,7 +52,7 @@ def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
 
 
 class KubernetesBackend(RemoteBackend):
-    """`patience_s`: how long a box may wait for a quota, or for a node with room."""
+    """`patience_s`: how long a box may wait for a quota, or for a node with room. Who `makes` none needs no right to."""
 
     name = "kubernetes"
     module = __name__
@@ -60,8 +61,8 @@ class KubernetesBackend(RemoteBackend):
     link: Link
     watch: PodWatch
 
-    def __init__(self, *, warm: int = 0, slack_s: float = owners.SLACK_S, patience_s: float = PATIENCE_S):
-        super().__init__(warm=warm, slack_s=slack_s)
+    def __init__(self, *, warm: int = 0, slack_s: float = owners.SLACK_S, patience_s: float = PATIENCE_S, makes: bool = True):
+        super().__init__(warm=warm, slack_s=slack_s, makes=makes)
         self.patience_s = patience_s
         self.waiting: Counter[str] = Counter()
         """What boxes wait for just now, and how many: a quota that is used up, in the API server's words, or that server."""
@@ -74,10 +75,10 @@ class KubernetesBackend(RemoteBackend):
         async with self._probing:
             if self._connected:
                 return
-            await self._api.connect()
+            await self._api.connect(NEEDED if self._makes else TO_USE)
             self.namespace = self._api.namespace
             self.link = Link(self._api.access())
-            self.watch = PodWatch(self.link, self.namespace, f"{owners.OWNER}={owners.owner_label()}")
+            self.watch = PodWatch(self.link, self.namespace, self._mine)
             self._connected = True
 
     def enforcement(self) -> dict[str, str]:
@@ -87,12 +88,27 @@ class KubernetesBackend(RemoteBackend):
         if self._connected:
             self._connected = False
             await self.watch.close()
-            await self._until_gone()
+            if self._makes:
+                await self._until_gone()
             await self.link.close()
         self._api.close()
 
     def _streams(self, spec: BoxSpec, name: str) -> PodStreams:
         return PodStreams(self, pod(spec, owners.labels(name, self._deadline_s(spec)), self._deadline_s(spec)))
+
+    def attached(self, spec: BoxSpec, name: str) -> AttachedPod:
+        return AttachedPod(self, name)
+
+    async def live(self) -> set[str]:
+        try:
+            found = (await self.link.get(f"/api/v1/namespaces/{self.namespace}/pods", [("labelSelector", self._mine)]))["items"]
+        except Refused as refused:
+            raise InfraError(f"the API server does not tell of pods: {refused.said}") from None
+        return {p["metadata"]["name"] for p in found if states.running(p) and "deletionTimestamp" not in p["metadata"]}
+
+    @property
+    def _mine(self) -> str:
+        return f"{owners.OWNER}={owners.owner_label()}"
 
     # --- used by the pods -----------------------------------------------------------------------------------------
 
@@ -130,7 +146,7 @@ class KubernetesBackend(RemoteBackend):
     def _given_up(self, why: ApiError) -> BoxUnavailableError | InfraError:
         if why.status == 0:
             return InfraError(f"the API server has not answered for {self.patience_s:.0f} s: {why.said}")
-        return BoxUnavailableError(
+        return NoRoomError(
             f"no room for a box in namespace {self.namespace!r} in {self.patience_s:.0f} s: {why.said}. Raise the quota, run "
             "fewer episodes at once, or see who else holds boxes (`kubectl get pods -l envfarm.box`)"
         )
@@ -147,7 +163,7 @@ class KubernetesBackend(RemoteBackend):
         """A pod that was deleted is there until its node has ended it. One that takes longer is not ours to end: a reaper could
         do no more, and would take the boxes of this process's next backend with it."""
         path = f"/api/v1/namespaces/{self.namespace}/pods"
-        mine = [("labelSelector", f"{owners.OWNER}={owners.owner_label()}"), ("limit", "1")]
+        mine = [("labelSelector", self._mine), ("limit", "1")]
         with suppress(TimeoutError):
             async with asyncio.timeout(_GONE_S):
                 try:

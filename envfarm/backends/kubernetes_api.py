@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,11 @@ from typing import Any
 from envfarm.backends.kubernetes_link import Access
 from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
 
-NEEDED = (
-    ("create", "pods", ""),
-    ("delete", "pods", ""),
-    ("list", "pods", ""),
-    ("watch", "pods", ""),
-    ("get", "pods", "attach"),
-    ("get", "pods", "exec"),
-)
-"""Verb, resource, subresource."""
+TO_USE = (("get", "pods", "attach"), ("get", "pods", "exec"))
+NEEDED = (("create", "pods", ""), ("delete", "pods", ""), ("list", "pods", ""), ("watch", "pods", ""), *TO_USE)
+"""Verb, resource, subresource: for boxes that somebody made, and for making them, too."""
+
+NAMESPACE_VARIABLE = "ENVFARM_NAMESPACE"
 
 FORBIDDEN, NOT_FOUND, CONFLICT = 403, 404, 409
 _UNAUTHORIZED = 401
@@ -56,7 +52,7 @@ def connect() -> tuple[Any, str]:
     made = kubernetes.client.Configuration()
     made.connection_pool_maxsize = _CALLS_AT_ONCE
     file = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
-    namespace = os.environ.get("ENVFARM_NAMESPACE")
+    namespace = os.environ.get(NAMESPACE_VARIABLE)
     try:
         if os.environ.get("KUBECONFIG") or os.path.exists(file):
             # the client looks at KUBECONFIG once, as it is imported
@@ -105,11 +101,11 @@ class Api:
         self._pods: Any = None
         self.namespace = ""
 
-    async def connect(self) -> None:
+    async def connect(self, needed: Sequence[tuple[str, str, str]] = NEEDED) -> None:
         """Also finds out whether this user may do what is needed. Raises: BoxUnavailableError, MissingDependencyError."""
         loop = asyncio.get_running_loop()
         self._configuration, self.namespace = await loop.run_in_executor(self._threads, connect)
-        await self._check_rights()
+        await self._check_rights(needed)
         self._pods = pods_of(self._configuration)
 
     async def create(self, manifest: dict[str, Any]) -> None:
@@ -124,7 +120,7 @@ class Api:
     async def _call(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
         return await asyncio.get_running_loop().run_in_executor(self._threads, ask, function, *args)
 
-    async def _check_rights(self) -> None:
+    async def _check_rights(self, needed: Sequence[tuple[str, str, str]]) -> None:
         """Raises: BoxUnavailableError, InfraError."""
         import kubernetes
 
@@ -140,11 +136,11 @@ class Api:
             return (await self._call(reviews.create_self_subject_access_review, body))["status"]["allowed"]
 
         try:
-            allowed = await asyncio.gather(*(may(*needed) for needed in NEEDED))
+            allowed = await asyncio.gather(*(may(*one) for one in needed))
         except ApiError as error:
             raise self.explained(error) from None
         missing = [
-            f"{verb} {'/'.join(filter(None, what))}" for (verb, *what), may_do in zip(NEEDED, allowed, strict=True) if not may_do
+            f"{verb} {'/'.join(filter(None, what))}" for (verb, *what), may_do in zip(needed, allowed, strict=True) if not may_do
         ]
         if missing:
             raise BoxUnavailableError(

@@ -19,6 +19,7 @@ PROTOCOL = "v4.channel.k8s.io"
 _CHUNK = 1 << 16
 _CONNECT_S = 15.0
 _CLOSE_S = 2.0
+_ANSWER_S = 60.0
 _LINE = 4 << 20  # of a watch: one pod
 
 
@@ -89,6 +90,26 @@ class Link:
             return answer
         raise Refused(0, "an empty answer")
 
+    async def ask(
+        self, method: str, path: str, body: Any = None, *, query: list[tuple[str, str]] | None = None,
+        kind: str = "application/json",
+    ) -> dict[str, Any]:  # fmt: skip
+        """One request about one object; `kind` is the body's. Raises: Refused."""
+        options = await self._options()
+        headers = {**options.pop("headers"), "Content-Type": kind}
+        data = None if body is None else json.dumps(body)
+        timeout = aiohttp.ClientTimeout(total=_ANSWER_S, sock_connect=_CONNECT_S)
+        try:
+            async with self._session.request(
+                method, self._access.url + path, params=query, data=data, headers=headers, timeout=timeout, **options
+            ) as response:
+                answer = await response.text()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Refused(0, str(error) or type(error).__name__) from None
+        if response.status >= 300:
+            raise Refused(response.status, _message(answer))
+        return json.loads(answer)
+
     async def close(self) -> None:
         """Idempotent."""
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -107,6 +128,14 @@ class Link:
         task = asyncio.ensure_future(socket.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _message(answer: str) -> str:
+    """What a `Status` of the API says."""
+    try:
+        return json.loads(answer)["message"]
+    except (ValueError, KeyError, TypeError):
+        return answer
 
 
 class WebSocketPipe:

@@ -13,7 +13,7 @@ from envfarm.backends.kubernetes_link import Link, Refused, WebSocketPipe
 from envfarm.backends.kubernetes_manifest import CONTAINER
 from envfarm.backends.kubernetes_watch import PodWatch
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
-from envfarm.errors import BoxUnavailableError, InfraError
+from envfarm.errors import BoxUnavailableError, InfraError, NoRoomError
 
 _START_S = 600.0
 """A node may have to get the image first."""
@@ -26,12 +26,17 @@ _SIDE = [*remote_side.ENTRY[:-1], f"exec 9>&2; {remote_side.ENTRY[-1]}"]
 that one stays open under another number."""
 
 
-class Cluster(Protocol):
-    """What a pod needs of its backend."""
+class Reached(Protocol):
+    """What a pod's streams need of a backend."""
 
     namespace: str
-    patience_s: float
     link: Link
+
+
+class Cluster(Reached, Protocol):
+    """What a pod needs of its backend."""
+
+    patience_s: float
     watch: PodWatch
 
     async def admit(self, manifest: dict[str, Any]) -> None:
@@ -43,44 +48,15 @@ class Cluster(Protocol):
         ...
 
 
-class PodStreams:
+class AttachedPod:
+    """The streams of a pod that runs, whoever made it: all that a worker is allowed."""
+
     apart = False
 
-    def __init__(self, cluster: Cluster, manifest: dict[str, Any]):
-        self._cluster, self._manifest = cluster, manifest
-        self._name: str = manifest["metadata"]["name"]
-        self._admitting: asyncio.Task[None] | None = None
+    def __init__(self, reached: Reached, name: str):
+        self._reached, self._name = reached, name
         self._main: WebSocketPipe | None = None
         self._first_side: WebSocketPipe | None = None
-        self._removed = False
-
-    async def create(self) -> None:
-        self._admitting = asyncio.ensure_future(self._cluster.admit(self._manifest))
-        await asyncio.shield(self._admitting)
-        pod = await self._until(lambda pod: pod is None or states.settled(pod) or states.unschedulable(pod) is not None, _START_S)
-        if pod is not None and states.unschedulable(pod) is not None:
-            pod = await self._until(states.settled, self._cluster.patience_s)
-        if pod is not None and states.running(pod):
-            return
-        image = self._manifest["spec"]["containers"][0]["image"]
-        if pod is not None and (said := states.no_image(pod)) is not None:
-            raise BoxUnavailableError(
-                f"no node of the cluster has or can get the image {image!r} ({said}): put it into a registry that the nodes "
-                f"reach, or into their containerd (`docker save {image} | ctr -n k8s.io images import -`)"
-            )
-        if pod is not None and (said := states.unschedulable(pod)) is not None:
-            asked = self._manifest["spec"]["containers"][0]["resources"]["requests"]
-            wants = ", ".join(f"{name} {amount}" for name, amount in asked.items())
-            raise BoxUnavailableError(
-                f"no node has had room for a box in {self._cluster.patience_s:.0f} s, which asks for {wants}: {said} Ask for "
-                "less (`sandbox.memory`, `sandbox.cpu`), run fewer episodes at once, or add nodes"
-            )
-        if pod is None or states.over(pod):
-            raise InfraError(f"pod {self._name} did not come up: {states.death(pod, answers=self._cluster.watch.answers).why}")
-        raise InfraError(f"pod {self._name} did not come up in {_START_S:.0f} s: {states.progress(pod)}")
-
-    async def _until(self, holds: Callable[[states.Pod | None], bool], timeout_s: float) -> states.Pod | None:
-        return await self._cluster.watch.until(self._name, holds, timeout_s)
 
     async def open_main(self) -> WebSocketPipe:
         """The node says that it attaches before it does. So the second shell is opened here too: once that is there, which
@@ -100,16 +76,63 @@ class PodStreams:
     async def _open(self, what: str, *query: tuple[str, str]) -> WebSocketPipe:
         """Raises: Lost, NoRoom, BoxUnavailableError."""
         streams = [("container", CONTAINER), ("stdin", "true"), ("stdout", "true"), ("stderr", "true"), *query]
-        path = f"/api/v1/namespaces/{self._cluster.namespace}/pods/{self._name}/{what}"
+        path = f"/api/v1/namespaces/{self._reached.namespace}/pods/{self._name}/{what}"
         try:
-            return await self._cluster.link.stream(path, streams)
+            return await self._reached.link.stream(path, streams)
         except Refused as refused:
             if refused.status == FORBIDDEN:
                 raise BoxUnavailableError(
                     f"the cluster forbids this user to use a box: it needs the verbs get and create on pods/{what} in namespace "
-                    f"{self._cluster.namespace!r}"
+                    f"{self._reached.namespace!r}"
                 ) from None
             raise (Lost if refused.status in (0, NOT_FOUND) else NoRoom) from None
+
+    async def death(self) -> Death | None:
+        return None
+
+    def disconnect(self) -> None:
+        """Idempotent."""
+        for pipe in (self._main, self._first_side):
+            if pipe is not None:
+                pipe.close()
+
+
+class PodStreams(AttachedPod):
+    """A pod of this process's own."""
+
+    def __init__(self, cluster: Cluster, manifest: dict[str, Any]):
+        super().__init__(cluster, manifest["metadata"]["name"])
+        self._cluster, self._manifest = cluster, manifest
+        self._admitting: asyncio.Task[None] | None = None
+        self._removed = False
+
+    async def create(self) -> None:
+        self._admitting = asyncio.ensure_future(self._cluster.admit(self._manifest))
+        await asyncio.shield(self._admitting)
+        pod = await self._until(lambda pod: pod is None or states.settled(pod) or states.unschedulable(pod) is not None, _START_S)
+        if pod is not None and states.unschedulable(pod) is not None:
+            pod = await self._until(states.settled, self._cluster.patience_s)
+        if pod is not None and states.running(pod):
+            return
+        image = self._manifest["spec"]["containers"][0]["image"]
+        if pod is not None and (said := states.no_image(pod)) is not None:
+            raise BoxUnavailableError(
+                f"no node of the cluster has or can get the image {image!r} ({said}): put it into a registry that the nodes "
+                f"reach, or into their containerd (`docker save {image} | ctr -n k8s.io images import -`)"
+            )
+        if pod is not None and (said := states.unschedulable(pod)) is not None:
+            asked = self._manifest["spec"]["containers"][0]["resources"]["requests"]
+            wants = ", ".join(f"{name} {amount}" for name, amount in asked.items())
+            raise NoRoomError(
+                f"no node has had room for a box in {self._cluster.patience_s:.0f} s, which asks for {wants}: {said} Ask for "
+                "less (`sandbox.memory`, `sandbox.cpu`), run fewer episodes at once, or add nodes"
+            )
+        if pod is None or states.over(pod):
+            raise InfraError(f"pod {self._name} did not come up: {states.death(pod, answers=self._cluster.watch.answers).why}")
+        raise InfraError(f"pod {self._name} did not come up in {_START_S:.0f} s: {states.progress(pod)}")
+
+    async def _until(self, holds: Callable[[states.Pod | None], bool], timeout_s: float) -> states.Pod | None:
+        return await self._cluster.watch.until(self._name, holds, timeout_s)
 
     async def death(self) -> Death:
         pod = await self._until(lambda pod: pod is None or states.over(pod), _LEARN_S)
@@ -119,9 +142,7 @@ class PodStreams:
         if self._removed:
             return
         self._removed = True
-        for pipe in (self._main, self._first_side):
-            if pipe is not None:
-                pipe.close()
+        self.disconnect()
         if self._admitting is None:
             return
         if not self._admitting.done():  # it may wait for room, or be under way: what comes of that is deleted

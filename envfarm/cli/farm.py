@@ -73,7 +73,7 @@ def scale(
     name: Annotated[str, _NAME],
     workers: Annotated[int | None, typer.Option(min=0, help="How many.")] = None,
     boxes_min: Annotated[int | None, typer.Option("--min", min=0, help="Boxes that are there at least.")] = None,
-    boxes_max: Annotated[int | None, typer.Option("--max", min=1, help="Boxes at most; more sessions wait.")] = None,
+    boxes_max: Annotated[int | None, typer.Option("--max", min=2, help="Boxes at most; more sessions wait.")] = None,
     warm: Annotated[int | None, typer.Option(min=0, help="Free boxes kept ready.")] = None,
     pool: Annotated[int, typer.Option(min=0, help="Which pool of the file, counted from 0.")] = 0,
 ) -> None:

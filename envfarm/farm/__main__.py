@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from envfarm.backends.kubernetes_api import NAMESPACE_VARIABLE
 from envfarm.errors import EnvfarmError, UserError
 from envfarm.farm import TOKEN_VARIABLE
 from envfarm.farm.file import FarmFile, read_farm
@@ -46,11 +47,11 @@ async def keep(farm: FarmFile, host: str, port: int, announce: Callable[[Running
     try:
         url = await api.listen(host, port)
         keeper = Keeper(farm, token, folder.path, url)
+        api.serve(keeper)  # workers ask as they start
         starting, stopping = asyncio.ensure_future(keeper.start()), asyncio.ensure_future(stop.wait())
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
-            api.serve(keeper)
             announce(Running(farm.farm, farm.kind, url, token, os.getpid()))
             await stopping
         starting.cancel()
@@ -75,6 +76,8 @@ def main() -> int:
         if not colon or not port.isdigit():
             raise UserError(f"--listen: expected HOST:PORT, found {options.listen!r}")
         farm = read_farm(options.file, options.on)
+        if farm.target.kubernetes is not None:
+            os.environ[NAMESPACE_VARIABLE] = farm.target.kubernetes.boxes  # of this process and all that it starts
         home = Home(farm.farm)
         home.take()
 

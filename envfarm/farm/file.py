@@ -26,7 +26,7 @@ class BoxesFile(FileModel):
     """`boxes:` of a pool. Where boxes are children of their worker (bubblewrap) there is nothing to keep."""
 
     min: int = Field(default=0, ge=0)  # at least so many live, leased ones included
-    max: int = Field(default=64, ge=1)  # more sessions wait
+    max: int = Field(default=64, ge=2)  # more sessions wait; one that verifies has two
     warm: int = Field(default=0, ge=0)  # free ones kept ready
 
     @pydantic.model_validator(mode="after")
@@ -59,11 +59,12 @@ class DockerTarget(FileModel):
 
 
 class KubernetesTarget(FileModel):
-    """Workers are pods of a Deployment in `namespace`, boxes are pods in another namespace."""
+    """Workers are pods of a Deployment in `namespace`, boxes are pods in another namespace, which the farm has to itself."""
 
     namespace: str = Field(pattern=_LABEL, max_length=63)
     box_namespace: str | None = Field(default=None, pattern=_LABEL, max_length=63)  # default: `namespace`-boxes
     image: str = "envfarm/worker"
+    workers: Literal["pod", "process"] = "pod"  # processes beside a keeper on this machine; boxes are pods all the same
 
     @property
     def boxes(self) -> str:

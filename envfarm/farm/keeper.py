@@ -1,6 +1,6 @@
 """The keeper: one process that owns a farm's lifetimes. See `envfarm.farm`.
 
-    keeper = Keeper(farm, token, folder)
+    keeper = Keeper(farm, token, folder, url)
     await keeper.start()          # workers are up, boxes are being made
     ...                           # `keeper_api` speaks for it
     await keeper.close()
@@ -14,59 +14,49 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
-from envfarm.errors import UserError
-from envfarm.farm import KEEPER_VARIABLE
+from envfarm.errors import BoxUnavailableError, InfraError, UserError
+from envfarm.farm.boxes import Boxes
 from envfarm.farm.file import FarmFile
-from envfarm.farm.places import Place
-from envfarm.farm.places.processes import Processes
-from envfarm.farm.status import PoolStatus, Roster, Scale, Status
-from envfarm.registry import default_registry
-from envfarm.spec import EnvSpec
+from envfarm.farm.site import Site
+from envfarm.farm.status import LeaseRequest, PoolStatus, Roster, Scale, Status
+from envfarm.farm.stock import Stock
 
 
 class Keeper:
     """`folder`: its own, for what lies on disk while it runs. `url`: where workers reach it."""
 
     def __init__(self, farm: FarmFile, token: str, folder: Path, url: str):
-        self.farm, self._token, self._folder, self._url = farm, token, folder, url
+        self.farm = farm
         self._wanted = [pool.workers for pool in farm.pools]
         self._changed = asyncio.Condition()
         self._version = 0
         self._telling: set[asyncio.Task[None]] = set()
-        self._place = self._make_place()
-
-    def _make_place(self) -> Place:
-        specs = [self._specs(number) for number in range(len(self.farm.pools))]
-        return Processes(
-            specs, self._wanted, self._folder, backend="bubblewrap", token=self._token, variables=self._variables,
-            changed=self._change,
-        )  # fmt: skip
-
-    def _specs(self, pool: int) -> list[EnvSpec]:
-        """The known environments that a pool serves; others may be brought."""
-        found = default_registry().matching(self.farm.pools[pool].environments)
-        return [spec for spec in found if self.farm.pool_of(spec.id) == pool]
-
-    def _variables(self, pool: int) -> dict[str, str]:
-        return {KEEPER_VARIABLE: f"{self._url}/pools/{pool}"}
+        site = Site(farm, token, folder, url, self._change)
+        self.backend_name = site.backend_name
+        self._boxes, self._place = site.boxes(), site.place()
 
     async def start(self) -> None:
         """Raises: UserError where the farm cannot be here, InfraError."""
+        if self._boxes is not None:
+            await self._boxes.start()
         await self._place.start()
 
     async def close(self) -> None:
         """End workers and boxes. Idempotent."""
         await self._place.close()
+        if self._boxes is not None:
+            await self._boxes.close()
 
-    # --- asked over HTTP --------------------------------------------------------------------------------------------
+    # --- asked by runs and people ---------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        workers = self._place.workers()
-        pools = [
-            PoolStatus(pool.environments, [w for w in workers if w.pool == number], self._wanted[number])
-            for number, pool in enumerate(self.farm.pools)
-        ]
+        pools = [self._status_of(number) for number in range(len(self.farm.pools))]
         return Status(self.farm.farm, self.farm.kind, pools)
+
+    def _status_of(self, number: int) -> PoolStatus:
+        workers = [worker for worker in self._place.workers() if worker.pool == number]
+        boxes = self._boxes.stocks[number].counts() if self._boxes is not None else None
+        return PoolStatus(self.farm.pools[number].environments, workers, self._wanted[number], boxes)
 
     async def roster(self, after: int, wait_s: float) -> Roster:
         """As soon as something changed since the version `after`, or as it is when the time is over."""
@@ -77,16 +67,24 @@ class Keeper:
 
     async def scale(self, asked: Scale) -> None:
         """Raises: UserError for a pool that is not there, or sizes that do not fit together."""
-        if not 0 <= asked.pool < len(self.farm.pools):
-            raise UserError(
-                f"the farm {self.farm.farm!r} has no pool {asked.pool}: its pools are 0 to {len(self.farm.pools) - 1}"
-            )
+        self._check(asked.pool)
+        sizes = {name: size for name in ("min", "max", "warm") if (size := getattr(asked, name)) is not None}
+        if sizes:
+            stock = self.stock(asked.pool)
+            try:
+                stock.resize(type(stock.sizes).model_validate({**stock.sizes.model_dump(), **sizes}))
+            except ValueError as error:
+                raise UserError(f"boxes of pool {asked.pool}: {error.errors()[0]['msg']}") from None  # type: ignore[attr-defined]
         if asked.workers is not None:
             if asked.workers < 0:
                 raise UserError(f"expected a number of workers from 0, found {asked.workers}")
             await self._place.scale(asked.pool, asked.workers)
             self._wanted[asked.pool] = asked.workers
         self._change()
+
+    def _check(self, pool: int) -> None:
+        if not 0 <= pool < len(self.farm.pools):
+            raise UserError(f"the farm {self.farm.farm!r} has no pool {pool}: its pools are 0 to {len(self.farm.pools) - 1}")
 
     def _change(self) -> None:
         """Whoever waits for news gets them."""
@@ -98,3 +96,29 @@ class Keeper:
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+    # --- asked by workers -----------------------------------------------------------------------------------------------
+
+    @property
+    def boxes(self) -> Boxes:
+        """Raises: BoxUnavailableError where workers make their own."""
+        if self._boxes is None:
+            raise BoxUnavailableError(
+                f"the farm {self.farm.farm!r} has no boxes of its own: on {self.farm.kind} workers make theirs"
+            )
+        return self._boxes
+
+    def stock(self, pool: int) -> Stock:
+        """Raises: UserError."""
+        self._check(pool)
+        return self.boxes.stocks[pool]
+
+    async def lease(self, pool: int, asked: LeaseRequest) -> str:
+        """Raises: BoxUnavailableError; InfraError where none was free in time."""
+        stock = self.stock(pool)
+        try:
+            async with asyncio.timeout(asked.patience_s):
+                return (await stock.lease(asked.spec, asked.holder, further=asked.further)).name
+        except TimeoutError:
+            why = stock.counts().said or f"all {stock.sizes.max} boxes are in use"
+            raise InfraError(f"pool {pool} had no box to lease for {asked.patience_s:.0f} s: {why}") from None

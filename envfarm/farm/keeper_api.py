@@ -4,6 +4,12 @@
     GET    /workers?after=VERSION       `status.Roster`, as soon as it changed
     POST   /scale                       `status.Scale`
 
+    GET    /pools/N/backend             which kind of boxes are leased: the name of a backend
+    POST   /pools/N/leases              `status.LeaseRequest`: a box, as soon as there is one
+    DELETE /pools/N/leases/BOX?holder=  it was used
+    GET    /pools/N/leases/BOX/death    why it is gone: `remote_streams.Death`
+    POST   /pools/N/beats               `status.Beats`: heartbeats of all leases of a worker
+
 What goes wrong comes back as `{"kind": CLASS, "message": TEXT}` of `envfarm.errors`: 400 for what a person must mend, 503 else.
 """
 
@@ -19,7 +25,7 @@ from aiohttp import web
 
 from envfarm.errors import EnvfarmError, UserError
 from envfarm.farm.keeper import Keeper
-from envfarm.farm.status import Scale
+from envfarm.farm.status import Beats, LeaseRequest, Scale
 from envfarm.worker import protocol
 
 TOKEN_HEADER = "X-Envfarm-Token"
@@ -66,7 +72,16 @@ class KeeperApi:
             self._runner = None
 
     def _routes(self) -> list[tuple[str, str, Handler]]:
-        return [("GET", "/status", self._status), ("GET", "/workers", self._workers), ("POST", "/scale", self._scale)]
+        return [
+            ("GET", "/status", self._status),
+            ("GET", "/workers", self._workers),
+            ("POST", "/scale", self._scale),
+            ("GET", r"/pools/{pool:\d+}/backend", self._backend),
+            ("POST", r"/pools/{pool:\d+}/leases", self._lease),
+            ("DELETE", r"/pools/{pool:\d+}/leases/{box}", self._give_back),
+            ("GET", r"/pools/{pool:\d+}/leases/{box}/death", self._death),
+            ("POST", r"/pools/{pool:\d+}/beats", self._beats),
+        ]
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -98,6 +113,24 @@ class KeeperApi:
     async def _scale(self, request: web.Request) -> Any:
         await self._its.scale(msgspec.json.decode(await request.read(), type=Scale))
         return self._its.status()
+
+    async def _backend(self, request: web.Request) -> Any:
+        return self._its.backend_name
+
+    async def _lease(self, request: web.Request) -> Any:
+        """Whoever asked and went away again frees the place in the queue: then this is cancelled."""
+        asked = msgspec.json.decode(await request.read(), type=LeaseRequest)
+        return await self._its.lease(int(request.match_info["pool"]), asked)
+
+    async def _give_back(self, request: web.Request) -> Any:
+        await self._its.boxes.give_back(request.match_info["box"], request.query.get("holder", ""))
+
+    async def _death(self, request: web.Request) -> Any:
+        return await self._its.stock(int(request.match_info["pool"])).death(request.match_info["box"])
+
+    async def _beats(self, request: web.Request) -> Any:
+        asked = msgspec.json.decode(await request.read(), type=Beats)
+        return await self._its.boxes.beat(asked.boxes, asked.holder)
 
 
 def _answer(status: int, body: Any) -> web.Response:

@@ -91,6 +91,15 @@ class Leases:
             except Conflict:
                 continue
 
+    async def forget(self, box: str) -> None:
+        """Its entry, whatever stands there. Idempotent."""
+        entry = await self.book.get(box)
+        while entry is not None:
+            try:
+                return await self.book.remove(entry)
+            except Conflict:
+                entry = await self.book.get(box)
+
     async def _held(self, box: str, holder: str) -> Entry:
         entry = await self.book.get(box)
         if entry is None or entry.holder != holder:

@@ -1,9 +1,10 @@
-"""What a farm is doing, as its keeper says it."""
+"""What is said between a keeper and those who ask it."""
 
 from __future__ import annotations
 
 import msgspec
 
+from envfarm.box import BoxSpec
 from envfarm.farm.places import WorkerInfo
 
 
@@ -55,3 +56,20 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min: int | None = None
     max: int | None = None
     warm: int | None = None
+
+
+class LeaseRequest(msgspec.Struct, frozen=True):
+    """`POST /pools/N/leases`. Answer: a box's name."""
+
+    spec: BoxSpec
+    holder: str
+    patience_s: float
+    further: bool = False
+    """Of a session that has a box already: what verifies needs a fresh one beside the agent's."""
+
+
+class Beats(msgspec.Struct, frozen=True):
+    """`POST /pools/N/beats`. Answer: the names of those whose lease is over."""
+
+    boxes: list[str]
+    holder: str

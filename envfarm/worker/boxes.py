@@ -7,6 +7,7 @@ through the pipe to the worker.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class Boxes:
         self._named, self._owner = backend, owner
         self._backend: Backend | None = None
         self._stopping: set[asyncio.Task[None]] = set()
+        self._sessions = itertools.count()
 
     @property
     def backend(self) -> Backend:
@@ -46,8 +48,11 @@ class Boxes:
         """None for an environment without a box."""
         return BoxRoom(self, spec.sandbox.box_spec(spec.limits)) if spec.sandbox.box else None
 
-    async def start(self, spec: BoxSpec, snapshot: Snapshot | None = None) -> Box:
-        return await self.backend.start(spec, owner=self._owner, snapshot=snapshot)
+    async def start(self, spec: BoxSpec, session: int, snapshot: Snapshot | None = None) -> Box:
+        return await self.backend.start(spec, owner=f"{self._owner}-{session}", snapshot=snapshot)
+
+    def next_session(self) -> int:
+        return next(self._sessions)
 
     def later(self, stopping: Coroutine[Any, Any, None]) -> None:
         """Run `stopping` in the background; `close` waits for it."""
@@ -69,7 +74,7 @@ class BoxRoom:
     """
 
     def __init__(self, boxes: Boxes, spec: BoxSpec):
-        self._boxes, self.spec = boxes, spec
+        self._boxes, self.spec, self._session = boxes, spec, boxes.next_session()
         self._loop = asyncio.get_running_loop()
         self._live: dict[int, Box] = {}
         self._next = 0
@@ -79,7 +84,7 @@ class BoxRoom:
     async def start(self, snapshot: Snapshot | None = None) -> int:
         """A new box; returns its number. Raises: InfraError, BoxUnavailableError."""
         number, self._next = self._next, self._next + 1
-        box = await self._boxes.start(self.spec, snapshot)
+        box = await self._boxes.start(self.spec, self._session, snapshot)
         if self._closed:  # the session went away while its box came up
             await box.stop()
             raise InfraError("the session was closed before its box was up")

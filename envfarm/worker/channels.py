@@ -6,11 +6,12 @@ not wait for each other.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 
 import msgspec
 
-from envfarm.errors import EnvfarmError
+from envfarm.errors import EnvfarmError, InfraError
 from envfarm.worker import protocol
 from envfarm.worker.protocol import Attach, Bring, Failed, Leave, Reply, Request, Words
 from envfarm.worker.seats import Seat, Sessions
@@ -55,6 +56,9 @@ class Channels:
             reply = Words(await self._sessions.bring(message.spec_hash, message.bundle))
         except EnvfarmError as error:
             reply = protocol.failed(error)
+        except Exception as error:  # a bug: whoever waits must hear of it
+            traceback.print_exc()
+            reply = protocol.failed(InfraError(f"{type(error).__name__}: {error}"))
         self._send(number + protocol.encode(reply))
 
     def _opened(self, number: bytes, message: Request | Attach) -> tuple[Seat, Done] | Failed | Words:

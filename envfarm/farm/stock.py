@@ -1,0 +1,276 @@
+"""The boxes of one pool: some free, some leased, some in the making, and the sessions that wait for one.
+
+Between `min` and `max` are live, `warm` free ones are kept ready, evenly over the kinds of box that the pool's environments ask
+for. Sessions that find none wait in the order in which they came; where the pool is full of free boxes of other kinds one of
+those makes room.
+
+A session that has a box may ask for a further one, to verify in, and holds the first one meanwhile. Would first boxes be let take
+up the whole pool, all sessions could wait for each other for ever: so a share is left to further ones, which are soon free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from envfarm.backends.remote_backend import Bare
+from envfarm.backends.remote_streams import Death
+from envfarm.box import BoxSpec
+from envfarm.errors import EnvfarmError, InfraError, NoRoomError, UserError
+from envfarm.farm.file import BoxesFile
+from envfarm.farm.leases import Conflict, Leases
+from envfarm.farm.status import BoxCounts
+
+MAKING_AT_ONCE = 8
+FURTHER_SHARE = 8
+"""One box in so many, and one at least, is left to sessions that have one."""
+_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
+
+
+class Maker(Protocol):
+    """`envfarm.backends.remote_backend.RemoteBackend`."""
+
+    def bare(self, spec: BoxSpec) -> Bare: ...
+
+
+@dataclass(eq=False)
+class Waiting:
+    spec: BoxSpec
+    further: bool
+    box: asyncio.Future[Bare]
+
+
+@dataclass
+class Trouble:
+    """Boxes of one kind could not be made."""
+
+    error: EnvfarmError
+    tries: int
+    until: float
+    """When it is tried again, on the loop's clock."""
+
+
+@dataclass
+class Stock:
+    maker: Maker
+    leases: Leases
+    sizes: BoxesFile
+    specs: list[BoxSpec]
+    """The kinds that are kept warm; those that are asked for later join."""
+    _free: dict[BoxSpec, deque[Bare]] = field(default_factory=dict)
+    _leased: dict[str, Bare] = field(default_factory=dict)
+    _first: set[str] = field(default_factory=set)
+    """Of the leased ones, those that are their session's first."""
+    _making: Counter[BoxSpec] = field(default_factory=Counter)
+    _leaving: int = 0
+    _waiting: deque[Waiting] = field(default_factory=deque)
+    _trouble: dict[BoxSpec, Trouble] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _closed: bool = False
+
+    # --- leasing --------------------------------------------------------------------------------------------------------
+
+    async def lease(self, spec: BoxSpec, holder: str, *, further: bool = False) -> Bare:
+        """A box of that kind; waits for one. Raises: BoxUnavailableError where none can ever be made."""
+        if spec not in self.specs:
+            self.specs.append(spec)
+        while True:
+            bare = await self._next(spec, further)
+            try:
+                await self.leases.take(bare.name, holder)
+            except Conflict:  # another keeper of this farm was faster
+                self._release(bare.name)
+            except BaseException:
+                self.end(bare.name)
+                raise
+            else:
+                return bare
+
+    async def _next(self, spec: BoxSpec, further: bool) -> Bare:
+        """A box that counts as leased from now on."""
+        waiting = Waiting(spec, further, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self.balance()
+        try:
+            return await waiting.box
+        except asyncio.CancelledError:
+            if waiting.box.done() and not waiting.box.cancelled() and waiting.box.exception() is None:
+                bare = waiting.box.result()
+                self._release(bare.name)
+                self._shelf(spec).appendleft(bare)
+            raise
+        finally:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            self.balance()
+
+    async def death(self, box: str) -> Death:
+        bare = self._leased.get(box)
+        return Death("its lease is over: no heartbeat came in time") if bare is None else await bare.made.death()
+
+    def end(self, box: str) -> bool:
+        """A leased box whose lease is over is removed and replaced. Returns whether it was one of these."""
+        bare = self._release(box)
+        if bare is not None:
+            self._later(self._remove(bare))
+        return bare is not None
+
+    def _release(self, box: str) -> Bare | None:
+        self._first.discard(box)
+        return self._leased.pop(box, None)
+
+    # --- keeping --------------------------------------------------------------------------------------------------------
+
+    def resize(self, sizes: BoxesFile) -> None:
+        self.sizes = sizes
+        while self._count() > sizes.max and (shelf := next(filter(None, self._free.values()), None)):
+            self._later(self._remove(shelf.pop()))
+        self.balance()
+
+    def replace(self, dead: set[str]) -> None:
+        """Also those that have too little time left for an episode."""
+        for spec, shelf in self._free.items():
+            for bare in [b for b in shelf if b.name in dead or b.until < time.time() + spec.lifetime_s]:
+                shelf.remove(bare)
+                self._later(self._remove(bare))
+        self.balance()
+
+    def free_names(self) -> set[str]:
+        return {bare.name for shelf in self._free.values() for bare in shelf}
+
+    def balance(self) -> None:
+        """Hand out what is free, and have made what is missing."""
+        for waiting in self._admitted():
+            shelf = self._shelf(waiting.spec)
+            if shelf and not waiting.box.done():
+                bare = shelf.popleft()
+                self._leased[bare.name] = bare
+                if not waiting.further:
+                    self._first.add(bare.name)
+                self._waiting.remove(waiting)
+                waiting.box.set_result(bare)
+        while not self._closed and self._making.total() < MAKING_AT_ONCE and (spec := self._wanted()) is not None:
+            self._making[spec] += 1
+            self._later(self._make(spec))
+
+    def _admitted(self) -> list[Waiting]:
+        """Those that may have a box now, were there one: sessions that have one first."""
+        room = self.sizes.max - max(1, self.sizes.max // FURTHER_SHARE) - len(self._first)
+        further = [waiting for waiting in self._waiting if waiting.further]
+        return further + [waiting for waiting in self._waiting if not waiting.further][: max(room, 0)]
+
+    def _wanted(self) -> BoxSpec | None:
+        """Of which kind a box is to be made next; None where there are enough, or no more may be."""
+        admitted = self._admitted()
+        asked = Counter(waiting.spec for waiting in admitted)
+        for spec in dict.fromkeys(waiting.spec for waiting in admitted):
+            if asked[spec] > self._making[spec] and not self._paused(spec, asked=True):
+                if self._count() >= self.sizes.max:
+                    self._make_room(asked)
+                    return None
+                return spec
+        if self._count() >= self.sizes.max:
+            return None
+        share = -(-self.sizes.warm // max(len(self.specs), 1))
+        free = {spec: len(self._shelf(spec)) + self._making[spec] - asked[spec] for spec in self.specs}
+        kept = [spec for spec in self.specs if not self._paused(spec, asked=False)]
+        few = [spec for spec in kept if free[spec] < share] if sum(free.values()) < self.sizes.warm else []
+        if not few and self._count() < self.sizes.min:
+            few = kept
+        return min(few, key=lambda spec: free[spec]) if few else None
+
+    def _make_room(self, asked: Counter[BoxSpec]) -> None:
+        """Have a free box of a kind that nobody waits for ended; there is room once it is gone."""
+        for spec, shelf in self._free.items():
+            if shelf and not asked[spec]:
+                self._later(self._remove(shelf.pop()))
+                break
+
+    def _paused(self, spec: BoxSpec, *, asked: bool) -> bool:
+        """After a failure. Who asks for what a person must mend is told at once, so that is tried."""
+        trouble = self._trouble.get(spec)
+        if trouble is None or (asked and isinstance(trouble.error, UserError) and not isinstance(trouble.error, NoRoomError)):
+            return False
+        return asyncio.get_running_loop().time() < trouble.until
+
+    async def _make(self, spec: BoxSpec) -> None:
+        bare = self.maker.bare(spec)
+        try:
+            await self.leases.book.add(bare.name)  # first: whoever keeps this farm after us finds it there
+            await bare.made.create()
+        except EnvfarmError as error:
+            await self._forget(bare)
+            self._failed(spec, error)
+        except BaseException:
+            await self._forget(bare)
+            raise
+        else:
+            self._trouble.pop(spec, None)
+            self._shelf(spec).append(bare)
+        finally:
+            self._making[spec] -= 1
+            self.balance()
+
+    def _failed(self, spec: BoxSpec, error: EnvfarmError) -> None:
+        tries = self._trouble[spec].tries + 1 if spec in self._trouble else 0
+        pause_s = min(_AGAIN_AT_MOST_S, _AGAIN_S * 2**tries)
+        loop = asyncio.get_running_loop()
+        self._trouble[spec] = Trouble(error, tries, loop.time() + pause_s)
+        loop.call_later(pause_s + 0.01, self.balance)
+        if isinstance(error, UserError) and not isinstance(error, NoRoomError):
+            for waiting in [w for w in self._waiting if w.spec == spec]:
+                self._waiting.remove(waiting)
+                waiting.box.set_exception(error)
+
+    # --- small things ---------------------------------------------------------------------------------------------------
+
+    def counts(self) -> BoxCounts:
+        said = [str(trouble.error) for trouble in self._trouble.values()]
+        if len(self._admitted()) < len(self._waiting) or (self._waiting and self._count() >= self.sizes.max):
+            said.insert(0, f"all {self.sizes.max} boxes are in use, or left to sessions that have one: {len(self._waiting)} wait")
+        return BoxCounts(
+            self.sizes.min, self.sizes.max, self.sizes.warm, len(self.free_names()), len(self._leased), self._making.total(),
+            len(self._waiting), "; ".join(dict.fromkeys(said)),
+        )  # fmt: skip
+
+    def _count(self) -> int:
+        return sum(map(len, self._free.values())) + len(self._leased) + self._making.total() + self._leaving
+
+    def _shelf(self, spec: BoxSpec) -> deque[Bare]:
+        return self._free.setdefault(spec, deque())
+
+    async def _remove(self, bare: Bare) -> None:
+        """The box, and what the book still says of it."""
+        self._leaving += 1
+        try:
+            await self._forget(bare)
+        finally:
+            self._leaving -= 1
+            self.balance()
+
+    async def _forget(self, bare: Bare) -> None:
+        await bare.made.remove()
+        with suppress(InfraError):  # an entry without a box is removed when the book is looked at
+            await self.leases.forget(bare.name)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Remove every box. Idempotent."""
+        self._closed = True
+        for waiting in self._waiting:
+            waiting.box.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # those in the making are on a shelf then
+        boxes = [*self._leased.values(), *(bare for shelf in self._free.values() for bare in shelf)]
+        self._leased.clear()
+        self._first.clear()
+        self._free.clear()
+        await asyncio.gather(*(self._remove(bare) for bare in boxes), return_exceptions=True)
