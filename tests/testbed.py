@@ -85,10 +85,10 @@ def process_of_pod(pod: dict[str, Any]) -> int | None:
     return None
 
 
-def until_none(boxes: Callable[[], Boxes], timeout_s: float = 60.0) -> int:
+def until_none(count: Callable[[], int], timeout_s: float = 60.0) -> int:
     """How many are still there when none is, or when the time is over."""
     until = time.monotonic() + timeout_s
-    while (left := len(boxes())) and time.monotonic() < until:
+    while (left := count()) and time.monotonic() < until:
         time.sleep(0.5)
     return left
 
