@@ -75,6 +75,9 @@ class RemoteBackend(ABC):
         """Containers or pods that could not be removed: the reaper's."""
 
     @abstractmethod
+    def enforcement(self) -> dict[str, str]: ...
+
+    @abstractmethod
     async def probe(self) -> None: ...
 
     @abstractmethod

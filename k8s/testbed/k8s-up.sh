@@ -14,6 +14,10 @@ START=$(cd "$(dirname "$0")" && pwd)/k8s-start.sh
 PORT=${K8S_PORT:-16443}
 NODE=farm-node ADDRESS=10.99.0.1 PODS=10.88.0.0/16
 SECRET=$C/certs LOG=$C/log RUN=$C/run
+if (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then
+  echo "somebody listens on 127.0.0.1:$PORT. If that is another test bed's cluster: there is room for one, k8s-down.sh ends it" >&2
+  exit 1
+fi
 umask 077
 mkdir -p "$C" "$SECRET" "$C"/{etcd,cni,kubelet} "$LOG" "$RUN"
 chmod 711 "$C" "$C/kubelet" "$RUN" # containers' users reach their own files through them
