@@ -1,7 +1,7 @@
 """Containers and pods as boxes, beside containers and pods without us (`benchmarks.raw_boxes`), in turns, by medians:
 
     start               until the box's shell has answered, over the raw one's
-    lease               a box out of a warm pool, less one round trip of the protocol (a built-in command in a live box)
+    lease               a box that is there already, less a round trip (`benchmarks.leases`)
     command             `ls` in a live box, its streams apart and with its exit code, over the raw loop
     many                the last ten of so many live boxes over the first ten, each started four at a time; a command with all
                         of them live over the same with ten
@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from benchmarks.harness import Row, finish, row
+from benchmarks.leases import keeper_row, warm_pool_row
 from benchmarks.raw_boxes import RawContainer, RawPod
 from envfarm.backends.docker import DockerBackend
 from envfarm.backends.kubernetes import KubernetesBackend
@@ -71,26 +72,6 @@ async def start_row(kind: Kind, backend: RemoteBackend) -> Row:
             ours, raw = [], []  # warm caches
     of = "docker run" if kind is CONTAINERS else "pod creation"
     return row(f"{kind.name} start over raw {of}", statistics.median(ours), statistics.median(raw), unit="ms", goal="<=1.2")
-
-
-async def lease_row(kind: Kind) -> Row:
-    backend = kind.backend(warm=2)
-    try:
-        boxes = [await backend.start(SPEC)]
-        leases = []
-        for _ in range(kind.starts):
-            await asyncio.gather(*backend._ready[SPEC])
-
-            async def lease() -> None:
-                boxes.append(await backend.start(SPEC))
-
-            leases.append(await ms(lease))
-            await boxes.pop().stop()
-        round_trips = [await ms(lambda: boxes[0].exec(":")) for _ in range(kind.starts)]
-    finally:
-        await backend.close()
-    over = statistics.median(leases) - statistics.median(round_trips)
-    return row(f"{kind.name} out of a warm pool, over a round trip", over, unit="ms", goal=f"<={kind.lease_ms:g}")
 
 
 async def command_row(kind: Kind, backend: RemoteBackend) -> Row:
@@ -155,7 +136,10 @@ async def rows_of(kind: Kind) -> list[Row]:
         rows = [await start_row(kind, backend), await command_row(kind, backend), *await many_rows(kind, backend)]
     finally:
         await backend.close()
-    return [rows[0], await lease_row(kind), *rows[1:]]
+    leases = [await warm_pool_row(kind.name, kind.backend, SPEC, kind.starts, kind.lease_ms)]
+    if kind is CONTAINERS:  # a keeper of pods is a pod itself
+        leases.append(await keeper_row(kind.name, kind.starts, kind.lease_ms))
+    return [rows[0], *leases, *rows[1:]]
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from envfarm.harbor.folder import HarborTask, is_task, read_task
+from envfarm.images.recipe import BASES
 from envfarm.spec import Limits, RowsFile, Sandbox
 from envfarm.spec_file import SpecFile
 from envfarm.spec_reader import Reader
@@ -42,16 +43,17 @@ class HarborTasks:
         return msgspec.structs.replace(given, writable=tuple(writable), **free)
 
     def _image(self) -> str | None:
-        """`envfarm/python` holds what `envfarm/base` does."""
-        return max((task.start.image for task in self.tasks.values() if task.start.image), default=None)
+        """The one that has what all need: `envfarm/python` holds what `envfarm/base` does."""
+        wanted = {task.start.image for task in self.tasks.values()}
+        return next((image for image in reversed(BASES) if image in wanted), None)
 
-    def limits(self, file: SpecFile) -> Limits:
-        """One command may be a whole solution, or the tests: it has the time of the longer one."""
+    def limits(self, file: SpecFile, cpu: float) -> Limits:
+        """One command may be a whole solution, or the tests: it has the time of the longer one, on `cpu` cores."""
         given = Limits(**file.limits.model_dump())
         agent = max(task.settings.agent.timeout_sec or given.episode_timeout_s for task in self.tasks.values())
         tests = max(task.settings.verifier.timeout_sec for task in self.tasks.values())
         command = max(agent, tests)
-        asked = {"exec_timeout_s": command, "exec_cpu_s": command * file.sandbox.cpu, "episode_timeout_s": agent + tests}
+        asked = {"exec_timeout_s": command, "exec_cpu_s": command * cpu, "episode_timeout_s": agent + tests}
         return msgspec.structs.replace(given, **{k: v for k, v in asked.items() if k not in file.limits.model_fields_set})
 
 
@@ -70,8 +72,8 @@ class HarborReader(Reader):
         tasks = {key: read_task(folder if single else folder / key) for key in names}
         if "image" not in file.sandbox.model_fields_set:
             for task in tasks.values():
-                if task.start.refused is not None:
-                    raise task.start.refused
+                if task.refused is not None:
+                    raise task.refused
         return HarborTasks(tasks, rows)
 
     def _fits(self, file: SpecFile) -> None:

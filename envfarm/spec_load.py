@@ -66,15 +66,15 @@ class SpecReader(Reader):
         instances = self._instances() if harbor is None else harbor.instances
         task = TaskReader(self.source, self.folder).read(file.task, box=file.sandbox.box) if file.task is not None else None
         self._requirements()
+        sandbox = self._sandbox() if harbor is None else harbor.sandbox(file, self._sandbox())
+        limits = Limits(**file.limits.model_dump()) if harbor is None else harbor.limits(file, sandbox.cpu)
         made = EnvSpec(
             id=file.id, title=file.title, tags=tuple(file.tags), kind=kind, entry=entry, task=task,
             requires=tuple(file.requires), axes=axes, instances=instances, perturb=self._channels(),
             ladder=tuple(self.narrowing(rung, axes, "ladder", i) for i, rung in enumerate(self.raw("ladder", []))),
             splits=self._splits(axes, instances, harbor),
             roles={name: Role(title=role.title) for name, role in file.roles.items()} or {"agent": Role()},
-            sandbox=self._sandbox() if harbor is None else harbor.sandbox(file, self._sandbox()),
-            limits=Limits(**file.limits.model_dump()) if harbor is None else harbor.limits(file),
-            reward=self._reward(), isolation=file.isolation,
+            sandbox=sandbox, limits=limits, reward=self._reward(), isolation=file.isolation,
             path=str(self.path), files_hash=hash_folder(self.folder), hash="",
         )  # fmt: skip
         return msgspec.structs.replace(made, hash=spec_hash(made))

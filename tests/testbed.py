@@ -1,6 +1,7 @@
 """The test bed (`k8s/testbed`) as tests see it: its boxes, their processes on this machine, and its parts, which can be killed.
 
-ENVFARM_TESTBED names the folder of a test bed that is the tests' own: only of such a one parts are killed.
+ENVFARM_TESTBED names the folder of a test bed that is the tests' own: only of such a one parts are killed, by tests with the mark
+`alone`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def process_of_container(container: dict[str, Any]) -> int | None:
 
 
 def process_of_pod(pod: dict[str, Any]) -> int | None:
-    """On this machine, the first process of the box's container; None where it does not run."""
+    """On this machine, the first process of the box's container; None where it does not run, or is about to be ended."""
+    if "deletionTimestamp" in pod["metadata"]:
+        return None
     for status in pod["status"].get("containerStatuses", ()):
         name = status.get("containerID", "").rpartition("/")[2]
         if status["name"] != CONTAINER or not name:

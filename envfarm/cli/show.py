@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,7 +49,7 @@ def rendered(spec: EnvSpec, instance: Instance, backend: str) -> dict[str, Any]:
     session = local_session(spec, scene=scene, backend=backend)
     try:
         turn = session.reset(instance)
-        files = [] if scene.box is None else [_file(scene.box, entry) for entry in scene.box.list()]
+        files = [] if scene.box is None else _files(scene.box, spec.sandbox.writable)
     finally:
         session.close()
     return {
@@ -58,10 +59,16 @@ def rendered(spec: EnvSpec, instance: Instance, backend: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _file(box: Any, entry: Any) -> dict[str, Any]:
-    shown: dict[str, Any] = {"path": entry.path, "kind": entry.kind, "size": entry.size, "mode": f"{entry.mode:o}"}
+def _files(box: Any, writable: Sequence[str]) -> list[dict[str, Any]]:
+    """By path: relative to the workdir, absolute elsewhere."""
+    elsewhere = [(f"{place}/{entry.path}", entry) for place in writable for entry in box.list(place)]
+    return [_file(box, path, entry) for path, entry in [*((entry.path, entry) for entry in box.list()), *elsewhere]]
+
+
+def _file(box: Any, path: str, entry: Any) -> dict[str, Any]:
+    shown: dict[str, Any] = {"path": path, "kind": entry.kind, "size": entry.size, "mode": f"{entry.mode:o}"}
     if entry.kind == "file" and entry.size <= MAX_SHOWN_BYTES:
-        shown["text"] = box.read(entry.path).decode("utf-8", "replace")
+        shown["text"] = box.read(path).decode("utf-8", "replace")
     return shown
 
 

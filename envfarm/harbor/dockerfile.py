@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -72,6 +73,9 @@ class _Reading:
         self.workdir, self.env = WORKDIR, dict[str, str]()
         self.steps: list[Run | Copy] = []
         self.refused: SpecError | None = None
+        self.known: dict[str, Callable[[Location, str], None]] = {
+            "FROM": self._from, "WORKDIR": self._workdir, "ENV": self._env, "RUN": self._run, "COPY": self._copy,
+        }  # fmt: skip
 
     def start(self) -> Start:
         try:
@@ -85,10 +89,9 @@ class _Reading:
                 continue
             if word == "FROM" and place != lines[0][0]:
                 raise SpecError(f"FROM: a second stage is not understood here; {_NAMES_ONE}, and leave one stage", place)
-            take = getattr(self, f"_{word.lower()}", None)
-            if take is None:
+            if word not in self.known:
                 raise SpecError(f"{word}: not understood here; {_NAMES_ONE}, and take the line out", place)
-            take(place, rest)
+            self.known[word](place, rest)
         return Start(self.image, self.workdir, dict(self.env), tuple(self.steps), self.refused)
 
     def _only_an_image(self, place: Location, why: str) -> None:
@@ -133,8 +136,11 @@ class _Reading:
 
     def _copy(self, place: Location, rest: str) -> None:
         words = _words(place, rest)
-        if len(words) < 2 or any(word.startswith("--") for word in words):
-            raise SpecError(f"COPY: expected SOURCE... DESTINATION without options, found {rest!r}", place)
+        if rest.startswith("--"):
+            self._only_an_image(place, f"COPY {rest}: options are not understood here")
+            return
+        if len(words) < 2:
+            raise SpecError(f"COPY: expected SOURCE... DESTINATION, found {rest!r}", place)
         *sources, last = words
         target = self._path(place, "COPY", last)
         into = last.endswith("/") or len(sources) > 1

@@ -13,31 +13,26 @@ Beside the reward every verdict has the component named by `verify` with the sam
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from envfarm.backends.rootfs import sizes
+from envfarm.blocks import Blocks
 from envfarm.box import SyncBox
 from envfarm.env import Env, Observed
-from envfarm.errors import InfraError, SpecError, VerifierFault
+from envfarm.errors import SpecError, VerifierFault
 from envfarm.harbor import oracle, runner
 from envfarm.harbor.dockerfile import Copy, Run
 from envfarm.harbor.files import mode_of
 from envfarm.harbor.folder import HarborTask, cached_task, is_task
-from envfarm.task.stock import Shell, Submit, typed
+from envfarm.task.stock import Shell, Submit, require, typed
 from envfarm.tools import Action, ToolCall
-
-if TYPE_CHECKING:
-    from envfarm.spec import EnvSpec
 
 
 class HarborEnv(Env, Submit, Shell):
-    def __init__(self, env_spec: EnvSpec, **options: Any):
-        super().__init__(env_spec, **options)
-        self._solved = False
-
     def start(self) -> Observed:
         base = self.env_spec.folder / self.env_spec.entry
         folder = base if is_task(base) else base / str(self.instance.row_key)
@@ -48,28 +43,22 @@ class HarborEnv(Env, Submit, Shell):
 
     def _build(self, box: SyncBox) -> None:
         """Raises: SpecError at the line of the Dockerfile that fails, InfraError where it stood still."""
-        box.exec(f"mkdir -p {runner.LOG_FOLDERS} {self.task.workdir}")
+        box.exec(f"mkdir -p {runner.LOG_FOLDERS}")
         for step in self.task.start.steps:
             if isinstance(step, Copy):
                 for path, file in step.files.items():
                     box.write(path, file.read_bytes(), mode=mode_of(file))
             else:
                 self._run(box, step)
-        box.exec(runner.entering(self.task))
+        require(box.exec(runner.entering(self.task.workdir, self.task.env)), f"entering {self.task.workdir}")
 
     def _run(self, box: SyncBox, step: Run) -> None:
-        there = [f"mkdir -p {step.workdir}", f"cd {step.workdir}", *(runner.export(*pair) for pair in step.env.items())]
-        result = box.exec(f"({' && '.join(there)} && {{ {step.command}\n}})")
-        if result.limit == "idle":
-            raise InfraError(f"{step.place}: RUN stood still until its time was over; {result.text.strip()[-300:]}")
-        if result.exit_code or result.limit:
-            how = f"{result.limit} limit" if result.limit else f"exit {result.exit_code}"
-            said = result.text.strip()[-300:]
-            raise SpecError(f"RUN failed in the box ({how}), as the agent's user without a network: {said}", step.place)
+        result = box.exec(f"({runner.entering(step.workdir, step.env)} && {{ {step.command}\n}})")
+        require(result, "RUN, in the box as the agent's user without a network,", step.place)
 
     # Experts and fools.
 
-    def call(self, call: ToolCall) -> Any:
+    def call(self, call: ToolCall) -> Blocks:
         blocks = super().call(call)
         self._solved |= bool(self.task.solution) and call == self._solution()
         return blocks
@@ -109,14 +98,12 @@ class HarborEnv(Env, Submit, Shell):
     @contextmanager
     def _fresh(self, box: SyncBox) -> Iterator[SyncBox]:
         """Raises: Unusable, VerifierFault."""
-        with ExitStack() as open_boxes:
-            try:
-                if box.exec(":").limit:  # it has ruined its box for good
-                    raise Unusable
-                kept = runner.carried(self.task, box.snapshot())
-                fresh = open_boxes.enter_context(self.fresh_box(kept))
-            except (OSError, ValueError):  # more than a snapshot holds, or files that nobody can read
-                raise Unusable from None
+        with _by_agent():
+            if box.exec(":").limit:
+                raise Unusable
+            room = sizes(self.env_spec.sandbox.box_spec(self.env_spec.limits))
+            kept = runner.carried(self.task, box.snapshot(), room)
+        with self.fresh_box(kept) as fresh:
             try:
                 runner.stage(self.task, fresh)
             except OSError as error:
@@ -126,12 +113,26 @@ class HarborEnv(Env, Submit, Shell):
     def _shared(self, box: SyncBox) -> SyncBox:
         """Raises: Unusable."""
         box.exec("exit")  # the next shell has no function or variable of the agent's
-        try:
+        with _by_agent():
             runner.stage(self.task, box)
-        except OSError:
-            raise Unusable from None
         return box
 
 
 class Unusable(Exception):
     """The agent has left its box so that nothing can be judged: its own doing."""
+
+
+_ITS_DOING = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+
+
+@contextmanager
+def _by_agent() -> Iterator[None]:
+    """What an agent can make fail about its own files. Anything else is the machine's. Raises: Unusable."""
+    try:
+        yield
+    except ValueError as error:
+        raise Unusable from error
+    except OSError as error:
+        if error.errno not in _ITS_DOING:
+            raise
+        raise Unusable from error

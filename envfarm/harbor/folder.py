@@ -34,6 +34,8 @@ class HarborTask:
     """Path below `/tests` -> file."""
     solution: dict[str, Path]
     """Path below `/solution` -> file; empty where the task has none."""
+    refused: SpecError | None = None
+    """The first line that only an image can make work, of the Dockerfile or of a script."""
 
     @property
     def workdir(self) -> str:
@@ -64,20 +66,25 @@ def cached_task(folder: Path, files_hash: str) -> HarborTask:
 
 def read_task(folder: Path) -> HarborTask:
     """Raises: SpecError naming the part that is missing, with file:line for what stands in one."""
-    for part in (TOML, INSTRUCTION, TEST):
-        if not (folder / part).is_file():
-            raise SpecError(_missing(folder, part))
+    _require(folder, TOML)
     settings = read_settings(folder / TOML)
+    _require(folder, INSTRUCTION, TEST)
     workdir = settings.environment.workdir
     if workdir is not None and not (workdir.startswith("/") and may_be_there(workdir)):
         place = line_of(folder / TOML, "environment", "workdir")
         raise SpecError(f"environment.workdir: {workdir!r} is not a directory that boxes can have writable, such as /app", place)
     instruction = _instruction(folder / INSTRUCTION)
+    tests = files_below(folder / "tests")
     solution = files_below(folder / "solution") if (folder / SOLVE).is_file() else {}
-    task = HarborTask(folder, settings, instruction, _start(folder, settings), files_below(folder / "tests"), solution)
-    for file in (*task.tests.values(), *task.solution.values()):
-        _offline(file)
-    return task
+    start = _start(folder, settings)
+    wrong = (start.refused, *map(_online, (*tests.values(), *solution.values())))
+    return HarborTask(folder, settings, instruction, start, tests, solution, next(filter(None, wrong), None))
+
+
+def _require(folder: Path, *parts: str) -> None:
+    for part in parts:
+        if not (folder / part).is_file():
+            raise SpecError(_missing(folder, part))
 
 
 def _missing(folder: Path, part: str) -> str:
@@ -112,12 +119,14 @@ def _start(folder: Path, settings: Settings) -> Start:
     return Start(refused=SpecError(f"{named}; name an image that you have as `sandbox.image` of the YAML", place))
 
 
-def _offline(file: Path) -> None:
+def _online(file: Path) -> SpecError | None:
+    """What is wrong with a script that gets something from a network."""
     found = needing(file.read_text("utf-8", "replace")) if file.suffix in (".sh", ".bash") else None
-    if found:
-        line, program = found
-        raise SpecError(
-            f"`{program}` needs a network, and boxes have none: put what it gets into the image (`sandbox.image`) or into the "
-            "task's folder, and take the line out",
-            Location(str(file), line, 1),
-        )
+    if found is None:
+        return None
+    line, program = found
+    return SpecError(
+        f"`{program}` needs a network, and boxes have none: put what it gets into the folder and take the line out, or name "
+        "an image that has it as `sandbox.image` of the YAML",
+        Location(str(file), line, 1),
+    )

@@ -23,8 +23,8 @@ def command(task: HarborTask) -> str:
         lines.append(_written(file.read_bytes(), where))
         if mode_of(file) == 0o755 or path == SOLVE.rpartition("/")[2]:
             lines.append(f"chmod +x {where}")
-    variables = {**task.settings.solution.env, "DEBIAN_FRONTEND": "noninteractive"}
-    lines.append(f"({entering(task, variables)} && /{SOLVE})")
+    variables = {**task.env, **task.settings.solution.env, "DEBIAN_FRONTEND": "noninteractive"}
+    lines.append(f"({entering(task.workdir, variables)} && /{SOLVE})")
     lines.append(f"(code=$?; find {SOLUTION} -mindepth 1 -delete; exit $code)")
     return "\n".join(lines)
 

@@ -8,9 +8,11 @@ HOME and in `/tmp`.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shlex
+import tarfile
 from collections.abc import Mapping
 
 from envfarm.box import WORKDIR, Snapshot, SyncBox
@@ -26,6 +28,7 @@ OF_THE_RUNNER = (TESTS, SOLUTION, VERDICTS)
 MAX_REWARD_BYTES = 64 << 10
 MAX_REWARDS = 32
 _MAX_SAID_CHARS = 500
+_PAGE_BYTES = 4096
 
 
 def tampered(box: SyncBox) -> bool:
@@ -41,11 +44,19 @@ def tampered(box: SyncBox) -> bool:
     return False
 
 
-def carried(task: HarborTask, snapshot: Snapshot) -> Snapshot:
-    """Of what the agent left, what the task is about: its directories and the logs; HOME only where that is the workdir."""
+def carried(task: HarborTask, snapshot: Snapshot, room: Mapping[str, int]) -> Snapshot:
+    """Of what the agent left, what the task is about: its directories and the logs; HOME only where that is the workdir.
+
+    Raises: ValueError where a directory holds more than its `room` in bytes: holes of files and hard links are not kept.
+    """
     home = snapshot.files if top_of(task.workdir) == WORKDIR else b""
-    kept = {place: tar for place, tar in snapshot.more.items() if place not in (TESTS, SOLUTION)}
-    return Snapshot(files=home, shell=b"", more=kept)
+    kept = Snapshot(files=home, shell=b"", more={k: v for k, v in snapshot.more.items() if k not in (TESTS, SOLUTION)})
+    for place, data in kept.trees().items():
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            pages = sum(-(-entry.size // _PAGE_BYTES) for entry in tar)
+        if pages * _PAGE_BYTES > room[place]:
+            raise ValueError(f"{place} holds {pages * _PAGE_BYTES} bytes; there is room for {room[place]}")
+    return kept
 
 
 def stage(task: HarborTask, box: SyncBox) -> None:
@@ -65,7 +76,7 @@ def run(task: HarborTask, box: SyncBox) -> dict[str, float]:
     told = f"{VERDICTS}/test-stdout.txt"
     script = f"{TESTS}/test.sh"
     settings = task.settings.verifier
-    command = f"chmod +x {script}; {entering(task, settings.env)}; ({script}) >{told} 2>&1"
+    command = f"chmod +x {script}; {entering(task.workdir, task.env | settings.env)}; ({script}) >{told} 2>&1"
     result = box.exec(command, timeout_s=settings.timeout_sec)
     said = f"test.sh ended with exit code {result.exit_code}: {_end_of(box, told) or result.text.strip()[-_MAX_SAID_CHARS:]}"
     if result.limit in ("idle", "cpu"):
@@ -73,13 +84,13 @@ def run(task: HarborTask, box: SyncBox) -> dict[str, float]:
     return _rewards(task, box, said)
 
 
-def entering(task: HarborTask, more: Mapping[str, str] | None = None) -> str:
-    """Shell text that goes to the task's workdir with its variables."""
-    variables = {**task.env, **(more or {})}
-    return " && ".join([f"cd {shlex.quote(task.workdir)}", *(export(name, value) for name, value in variables.items())])
+def entering(workdir: str, variables: Mapping[str, str]) -> str:
+    """Shell text that goes there, with these variables."""
+    where = shlex.quote(workdir)
+    return " && ".join([f"mkdir -p {where}", f"cd {where}", *(_export(name, value) for name, value in variables.items())])
 
 
-def export(name: str, value: str) -> str:
+def _export(name: str, value: str) -> str:
     """As a Dockerfile means it: `$NAME` is a variable, nothing else is special."""
     escaped = "".join(f"\\{c}" if c in '\\"`' else c for c in value).replace("$(", "\\$(")
     return f'export {name}="{escaped}"'

@@ -1,5 +1,8 @@
 """`task.toml`, as far as a box can do what it says. What we cannot do is refused at its line, never left out silently; keys that
 change nothing for whoever plays (metadata, authors, build times) are not looked at.
+
+That the network is `public` is the format's default and says nothing about a need: whether there is one is seen in the task's
+scripts (`network`). A list of hosts says that there is.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from pydantic import Field
 from envfarm.errors import Location, SpecError
 
 VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4")
-_OFFLINE = 'boxes have no network. Write `network_mode = "no-network"` where the task can do without'
+_ALLOWLIST = "the task needs a network, and boxes have none"
+_OWN_VERIFIER = "a verifier of its own is not made yet; see `reward.verify` of the YAML"
+_VARIABLE = "`${...}` is a variable of the machine that plays: write its value"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, Field(gt=0)]
 
@@ -70,26 +75,22 @@ def _from_the_machine(env: Any) -> bool:
 
 _REFUSED: dict[tuple[str, ...], tuple[Callable[[Any], bool], str]] = {
     ("steps",): (_given, "tasks of several steps are not played yet; make each step a task"),
-    ("environment", "network_mode"): (_other_than("no-network"), _OFFLINE),
-    ("environment", "allow_internet"): (_given, _OFFLINE),
-    ("agent", "network_mode"): (_other_than("no-network"), _OFFLINE),
-    ("verifier", "network_mode"): (_other_than("no-network"), _OFFLINE),
+    ("environment", "network_mode"): (_other_than("no-network", "public"), _ALLOWLIST),
+    ("agent", "network_mode"): (_other_than("no-network", "public"), _ALLOWLIST),
+    ("verifier", "network_mode"): (_other_than("no-network", "public"), _ALLOWLIST),
     ("environment", "os"): (_other_than("linux", "Linux"), "boxes are Linux"),
     ("environment", "gpus"): (_given, "boxes have no GPU"),
     ("environment", "tpu"): (_given, "boxes have no TPU"),
     ("environment", "mcp_servers"): (_given, "a box has a shell and no MCP server"),
     ("environment", "healthcheck"): (_given, "no process of a box outlives its command, so there is nothing to wait for"),
-    ("verifier", "environment_mode"): (
-        _other_than("shared"),
-        "a verifier of its own is not made yet; see `reward.verify` of the YAML",
-    ),
-    ("verifier", "environment"): (_given, "a verifier of its own is not made yet; see `reward.verify` of the YAML"),
+    ("verifier", "environment_mode"): (_other_than("shared"), _OWN_VERIFIER),
+    ("verifier", "environment"): (_given, _OWN_VERIFIER),
     ("verifier", "collect"): (_given, "no process of a box outlives its command, so there is nothing to collect"),
     ("agent", "user"): (_other_than("agent", 1000), "commands run as the user `agent` (1000), who is not root"),
     ("verifier", "user"): (_other_than("agent", 1000), "tests run as the user `agent` (1000), who is not root"),
-    ("environment", "env"): (_from_the_machine, "`${...}` is a variable of the machine that plays: write its value"),
-    ("verifier", "env"): (_from_the_machine, "`${...}` is a variable of the machine that plays: write its value"),
-    ("solution", "env"): (_from_the_machine, "`${...}` is a variable of the machine that plays: write its value"),
+    ("environment", "env"): (_from_the_machine, _VARIABLE),
+    ("verifier", "env"): (_from_the_machine, _VARIABLE),
+    ("solution", "env"): (_from_the_machine, _VARIABLE),
 }
 """Path -> (whether that value is refused, why)."""
 
@@ -130,13 +131,11 @@ def _text(file: Path) -> str:
 
 def line_of(file: Path, *keys: str) -> Location:
     """Where a key stands; its table's header where it has no line of its own, the first line where neither is there."""
-    table, header = "", 1
+    table, header = tuple[str, ...](), 1
     for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
         if found := re.match(r"\s*\[+\s*([\w.\-]+)\s*\]", line):
-            table = found[1]
-            header = number if table.split(".") == list(keys[: table.count(".") + 1]) else header
-        elif (found := re.match(r"\s*([\w.\-]+)\s*=", line)) and [*table.split("."), *found[1].split(".")][not table :] == list(
-            keys
-        ):
+            table = tuple(found[1].split("."))
+            header = number if table == keys[: len(table)] else header
+        elif (found := re.match(r"\s*([\w.\-]+)\s*=", line)) and (*table, *found[1].split(".")) == keys:
             return Location(str(file), number, 1)
     return Location(str(file), header, 1)

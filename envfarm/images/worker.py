@@ -1,7 +1,7 @@
 """The image that workers and keepers run: `envfarm/python`, and on it envfarm with the shipped environments and what it needs.
 
     recipe = worker_recipe(["sqlglot>=25", "dist/mine-1.0-py3-none-any.whl"])
-    build_worker(recipe)             # CACHE/envfarm/worker@DIGEST.tar, for engines
+    build_worker(recipe)             # CACHE/envfarm/worker@DIGEST.tar, for engines; the last one is kept
 
 Unlike a box it holds the answers: it is for the trusted side alone. Its packages have the versions of this installation, since an
 instance must come out the same in either. The digest is over envfarm's own code, those versions, the image below and what is
@@ -98,6 +98,8 @@ def build_worker(recipe: WorkerRecipe) -> bool:
         files = [f"{PACKAGES_FOLDER}/{path.name}" for path in sorted(packages.iterdir())]  # the folder itself is in the image
         subprocess.run(["tar", "-C", name, "--sort=name", *owned, "-rf", str(work / "image.tar"), *files], check=True)
         (work / "image.tar").replace(target)
+    for older in set(target.parent.glob(f"{target.name.partition('@')[0]}@*.tar")) - {target}:
+        older.unlink(missing_ok=True)  # half a gigabyte each, and every change of the code makes one
     return True
 
 

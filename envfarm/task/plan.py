@@ -9,7 +9,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from envfarm.box import SyncBox
-from envfarm.errors import InfraError, SpecError
 from envfarm.task import STOCK, checks, options_of, stock
 from envfarm.task.templates import Templates, fresh_rng
 
@@ -72,22 +71,14 @@ class Plan:
     def build(self, box: SyncBox) -> None:
         """Bring a fresh box to the instance's start.
 
-        Raises: SpecError where the setup fails, InfraError where it stood still: nobody but the machine keeps it waiting.
+        Raises: SpecError where the setup fails, InfraError where it stood still.
         """
         for path, text in self.files.items():
             box.write(path, text.encode())
         for path, data in self.made.items():
             box.write(path, data)
         if self.setup.strip():
-            result = box.exec(self.setup)
-            if result.limit == "idle":
-                raise InfraError(
-                    "task.setup stood still until its time was over: the machine is overloaded, or it waits for something. "
-                    f"{result.text.strip()[-300:]}".rstrip()
-                )
-            if result.exit_code or result.limit:
-                how = f"{result.limit} limit" if result.limit else f"exit {result.exit_code}"
-                raise SpecError(f"task.setup failed ({how}): {result.text.strip()[-300:]}")
+            stock.require(box.exec(self.setup), "task.setup")
 
 
 class _Memory:

@@ -15,7 +15,7 @@ from typing import ClassVar
 from envfarm.blocks import Block, Blocks, Output, Text
 from envfarm.box import WORKDIR, ExecResult, SyncBox
 from envfarm.env import Scene
-from envfarm.errors import EnvironmentFault, SpecError
+from envfarm.errors import EnvironmentFault, InfraError, Location, SpecError
 from envfarm.task import STOCK, unknown_tool
 from envfarm.tools import Malformed, ToolCall, ToolError, tool
 
@@ -178,6 +178,20 @@ def clip(text: str, limit: int = SHOWN_CHARS) -> str:
         return text
     head, tail = limit * 3 // 4, limit // 4
     return f"{text[:head]}\n[{len(text) - head - tail} characters left out]\n{text[-tail:]}"
+
+
+def require(result: ExecResult, what: str, place: Location | None = None) -> None:
+    """For a command of the author's that brings a box to its start.
+
+    Raises: SpecError where it failed, InfraError where it stood still: nobody but the machine keeps it waiting.
+    """
+    said = result.text.strip()[-300:]
+    if result.limit == "idle":
+        why = "the machine is overloaded, or it waits for something"
+        raise InfraError(f"{f'{place}: ' if place else ''}{what} stood still until its time was over: {why}. {said}".rstrip())
+    if result.exit_code or result.limit:
+        how = f"{result.limit} limit" if result.limit else f"exit {result.exit_code}"
+        raise SpecError(f"{what} failed ({how}): {said}", place)
 
 
 @contextmanager

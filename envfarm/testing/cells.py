@@ -18,6 +18,8 @@ from envfarm.worker.fresh import Pool
 
 PLACES: dict[str, str] = {
     "here": "envfarm.worker.pool:WorkerPool",
+    "container": "envfarm.testing.farm_workers:FarmWorkers",
+    "pod": "envfarm.testing.farm_workers:FarmWorkers",
 }
 """Where a worker may be -> `module:Class`, imported late; made with specs and `backend=NAME`."""
 
@@ -57,6 +59,8 @@ CELLS = (
     Cell("docker", "here", "docker"),
     Cell("docker-runsc", "here", "docker-runsc"),
     Cell("kubernetes", "here", "kubernetes"),
+    Cell("container", "container", "docker"),
+    Cell("pod", "pod", "kubernetes"),
 )
 
 

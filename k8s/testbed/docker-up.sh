@@ -23,8 +23,9 @@ if docker -H "$H" version >/dev/null 2>&1; then
 else
   runtimes=()
   if command -v runsc >/dev/null; then
+    runsc=$("$(dirname "$0")/gvisor-build.sh") || runsc=$(command -v runsc)
     # ptrace works everywhere, kvm does not; the control groups of a container's limits are not runsc's to write here
-    printf '#!/bin/sh\nexec runsc --platform=ptrace --network=none --ignore-cgroups "$@"\n' >"$D/runsc"
+    printf '#!/bin/sh\nexec %s --platform=ptrace --network=none --ignore-cgroups "$@"\n' "$runsc" >"$D/runsc"
     chmod 755 "$D/runsc"
     runtimes=(--add-runtime "runsc=$D/runsc")
   fi

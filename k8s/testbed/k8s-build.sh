@@ -60,7 +60,7 @@ for package in component-base/version client-go/pkg/version; do
 done
 # without the clouds' and Docker's own parts: the node's containers are containerd's
 go build -tags "providerless dockerless" -trimpath -ldflags "$flags" -o "$W/bin/" \
-  ./cmd/kube-apiserver ./cmd/kube-controller-manager ./cmd/kube-scheduler ./cmd/kubelet
+  ./cmd/kube-apiserver ./cmd/kube-controller-manager ./cmd/kube-scheduler ./cmd/kubelet ./cmd/kube-proxy
 # end of recipe
 } >&2
 rm -rf "$CACHE"/kubernetes-* "$CACHE/go"

@@ -11,7 +11,7 @@ stop() { # SIGNAL NAME...
   shift
   for name in "$@"; do kill "-$signal" "$(cat "$RUN/$name.pid" 2>/dev/null)" 2>/dev/null; done
 }
-stop TERM kubelet sched kcm
+stop TERM kubelet sched kcm proxy
 ctr() { timeout 10 ctr -a "$S" -n k8s.io "$@" 2>/dev/null; }
 networks=$(for c in $(ctr containers list -q); do ctr containers info "$c"; done | grep -o 'netns/cni-[0-9a-f-]*' | sort -u)
 for task in $(ctr tasks list -q); do ctr tasks kill -s KILL "$task" & done
@@ -20,13 +20,14 @@ stop TERM apiserver etcd
 stop TERM containerd
 for _ in $(seq 50); do
   left=
-  for name in kubelet sched kcm apiserver etcd containerd; do
+  for name in kubelet sched kcm proxy apiserver etcd containerd; do
     kill -0 "$(cat "$RUN/$name.pid" 2>/dev/null)" 2>/dev/null && left=1
   done
   [ -n "$left" ] || break
   sleep 0.1
 done
-stop KILL kubelet sched kcm apiserver etcd containerd
+stop KILL kubelet sched kcm proxy apiserver etcd containerd
+[ ! -x "$RUN/no-services.sh" ] || "$RUN/no-services.sh" 2>/dev/null
 # what the containers were run by: its command lines name the socket or STATE
 for shim in $(ps -eo pid,args | awk -v s="$RUN/" 'index($0, s) && /containerd-shim/ && !/awk/ {print $1}'); do kill -9 "$shim" 2>/dev/null; done
 for mount in $(awk -v c="$C/" 'index($2, c) == 1 {print $2}' /proc/self/mounts | sort -r); do umount -l "$mount"; done

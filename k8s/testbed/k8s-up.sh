@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A real one-node Kubernetes below STATE: etcd, API server, controller manager, scheduler, containerd, kubelet. Everything listens
-# on 127.0.0.1, and the kubelet on 10.99.0.1, an address that is added to `lo`. Stop it with k8s-down.sh STATE.
+# A real one-node Kubernetes below STATE: etcd, API server, controller manager, scheduler, containerd, kubelet, kube-proxy. They
+# listen on 127.0.0.1; those that pods or the API server must reach on 10.99.0.1, an address that is added to `lo`. kube-proxy's
+# rules are this machine's iptables. Stop it all with k8s-down.sh STATE.
 # usage: DOCKER_HOST=... k8s-up.sh BIN STATE     root, Linux; prints the line that points a client to it.
-#   BIN: what k8s-build.sh prints. The images envfarm/base and envfarm/python come from the engine, as there is no registry.
+#   BIN: what k8s-build.sh prints. The images come from the engine, where base-image.sh put them, as there is no registry.
 #
 # STATE must not have "envfarm" in its path: a container sees the engine's paths in /proc/self/mountinfo, and a test looks there.
 # NetworkPolicy is accepted and not enforced: the network is a plain bridge.
@@ -20,7 +21,7 @@ started=$SECONDS
 say() { echo "$((SECONDS - started)) s: $*" >&2; }
 
 missing=
-for need in etcd:etcd-server containerd:containerd runc:runc kubectl:kubernetes-client ip:iproute2 openssl:openssl; do
+for need in etcd:etcd-server containerd:containerd runc:runc kubectl:kubernetes-client ip:iproute2 openssl:openssl conntrack:conntrack iptables:iptables; do
   command -v "${need%%:*}" >/dev/null || missing="$missing ${need##*:}"
 done
 [ -x /usr/lib/cni/bridge ] || missing="$missing containernetworking-plugins"
@@ -66,7 +67,7 @@ client() { # NAME USER GROUP
   cat >"$SECRET/$1.kubeconfig" <<CONFIG
 apiVersion: v1
 kind: Config
-clusters: [{name: farm, cluster: {server: "https://127.0.0.1:$PORT", certificate-authority: "$CA"}}]
+clusters: [{name: farm, cluster: {server: "https://$ADDRESS:$PORT", certificate-authority: "$CA"}}]
 users: [{name: u, user: {token: "$token"}}]
 contexts: [{name: farm, context: {cluster: farm, user: u}}]
 current-context: farm
@@ -76,6 +77,7 @@ client admin admin system:masters
 client node system:node:$NODE system:nodes
 client kcm system:kube-controller-manager ""
 client sched system:kube-scheduler ""
+client proxy system:kube-proxy ""
 
 # --- the node's own settings ---
 cat >"$C/containerd.toml" <<CONFIG
@@ -136,7 +138,7 @@ run etcd etcd --data-dir "$C/etcd" --unsafe-no-fsync --log-level warn \
   --initial-cluster "default=http://127.0.0.1:$((PORT + 2))"
 cat >"$RUN/apiserver.sh" <<START
 #!/bin/sh
-exec "$B/kube-apiserver" --etcd-servers=http://127.0.0.1:$((PORT + 1)) --secure-port=$PORT --bind-address=127.0.0.1 \
+exec "$B/kube-apiserver" --etcd-servers=http://127.0.0.1:$((PORT + 1)) --secure-port=$PORT --bind-address=$ADDRESS \
   --advertise-address=$ADDRESS --tls-cert-file="$SECRET/apiserver.crt" --tls-private-key-file="$SECRET/apiserver.key" \
   --token-auth-file="$SECRET/tokens.csv" --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
   --kubelet-certificate-authority="$CA" --kubelet-client-certificate="$SECRET/apiserver-at-kubelet.crt" \
@@ -154,7 +156,7 @@ chmod 700 "$RUN"/*.sh
 run containerd containerd -c "$C/containerd.toml" -l warn
 until_ready 30 containerd ctr -a "$RUN/containerd.sock" version
 printf 'FROM envfarm/base\nCMD ["/bin/sleep", "infinity"]\n' | DOCKER_BUILDKIT=0 docker build -q -t envfarm/pause - >/dev/null
-docker save envfarm/base envfarm/python envfarm/pause | ctr -a "$RUN/containerd.sock" -n k8s.io images import - >/dev/null
+docker save envfarm/base envfarm/python envfarm/pause envfarm/worker:latest | ctr -a "$RUN/containerd.sock" -n k8s.io images import - >/dev/null
 say "containerd has the images"
 export KUBECONFIG=$SECRET/admin.kubeconfig
 until_ready 120 apiserver kubectl get --raw /readyz
@@ -164,6 +166,12 @@ run kcm "$B/kube-controller-manager" --kubeconfig="$SECRET/kcm.kubeconfig" --use
   --kube-api-qps=200 --kube-api-burst=400
 run sched "$B/kube-scheduler" --kubeconfig="$SECRET/sched.kubeconfig" --leader-elect=false --port=0 --secure-port=0
 "$START" "$C" kubelet
+# every connection through a Service comes from the node: pods of one bridge would answer each other past the node's tables
+run proxy "$B/kube-proxy" --kubeconfig="$SECRET/proxy.kubeconfig" --hostname-override=$NODE --proxy-mode=iptables --masquerade-all \
+  --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 \
+  --healthz-bind-address= --metrics-bind-address="127.0.0.1:$((PORT + 3))"
+printf '#!/bin/sh\nexec "%s/kube-proxy" --cleanup\n' "$B" >"$RUN/no-services.sh"
+chmod 700 "$RUN/no-services.sh"
 ready() { [ "$(kubectl get node $NODE -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}{.spec.taints}')" = True ]; }
 until_ready 120 kubelet ready
 until_ready 60 kcm kubectl get serviceaccount default

@@ -36,10 +36,11 @@ time_of() { # NAME COMMAND...
   printf '%6d s    %s%s\n' $((SECONDS - start)) "$1" "$([ $code = 0 ] || echo ': FAILED')" | tee -a "${CI_TIMES:-/dev/null}" >&2
   return $code
 }
-tests() { # MARKER [pytest arguments]: else all of that marker; that there is none among them is fine
-  local code=0
-  [ $# -gt 1 ] || set -- "$1" $("$PYTHON" -c 'import sys; from tests.venvs import tests_of; print(*tests_of(sys.argv[1]))' "$1")
-  "$PYTHON" -m pytest -m "$@" || code=$?
+tests() { # MARKERS [pytest arguments]: else all of the first of these; that there is none among them is fine
+  local code=0 at_once
+  [ $# -gt 1 ] || set -- "$1" $("$PYTHON" -c 'import sys; from tests.venvs import tests_of; print(*tests_of(sys.argv[1]))' "${1%% *}")
+  case $1 in alone*) at_once=0 ;; *) at_once=2 ;; esac
+  "$PYTHON" -m pytest -n $at_once -m "$@" || code=$?
   [ $code = 5 ] || return $code
 }
 chmod 755 "$STATE"
@@ -55,15 +56,16 @@ if [ -z "$no_cluster" ]; then
   building=$!
 fi
 failed=0
-time_of "tests in containers" tests docker "$@" || failed=$?
+time_of "tests in containers" tests "docker and not alone" "$@" || failed=$?
 if [ -n "$no_cluster" ]; then
   echo "tests in pods skipped: $no_cluster"
-  exit $failed
+else
+  time_of "Kubernetes' binaries" wait $building || { tail -n 20 "$STATE/build.log"; exit 1; }
+  building=
+  time_of "cluster" "$HERE/k8s-up.sh" "$(cat "$STATE/binaries")" "$STATE/k8s" >"$STATE/cluster"
+  KUBECONFIG=$(sed -n 's/^export KUBECONFIG=//p' "$STATE/cluster")
+  export KUBECONFIG
+  time_of "tests in pods" tests "kubernetes and not alone" "$@" || failed=$?
 fi
-time_of "Kubernetes' binaries" wait $building || { tail -n 20 "$STATE/build.log"; exit 1; }
-building=
-time_of "cluster" "$HERE/k8s-up.sh" "$(cat "$STATE/binaries")" "$STATE/k8s" >"$STATE/cluster"
-KUBECONFIG=$(sed -n 's/^export KUBECONFIG=//p' "$STATE/cluster")
-export KUBECONFIG
-time_of "tests in pods" tests kubernetes "$@" || failed=$?
+time_of "parts of the test bed killed" tests alone "$@" || failed=$?
 exit $failed

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The image of workers and keepers, in the engine of DOCKER_HOST and in the cluster that k8s-up.sh started below STATE.
+# The image of workers and keepers made anew, in the engine of DOCKER_HOST and in the cluster that k8s-up.sh started below STATE:
+# after a change of the code, or with packages more.
 # usage: DOCKER_HOST=... worker-image.sh STATE [ENVFARM [--install REQUIREMENT|WHEEL]...]     root
 set -euo pipefail
 STATE=${1:?usage: worker-image.sh STATE [ENVFARM [--install REQUIREMENT|WHEEL]...]}

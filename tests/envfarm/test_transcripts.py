@@ -26,6 +26,7 @@ from envfarm.testing.identity import Finding, identity
 from envfarm.testing.transcripts import POLICIES, Transcript, cases_of, compare, play
 from envfarm.worker.client import AsyncSession
 from envfarm.worker.local import LocalPool
+from tests.testbed import require_gvisor
 
 MAZE = default_registry().get("games/maze-v0")
 CASE = next(cases_of(MAZE, 1))
@@ -156,10 +157,16 @@ def test_a_cell_that_applies_and_cannot_run_fails_and_says_what_to_do(tmp_path: 
 
 @pytest.mark.parametrize(
     "backends",
-    [pytest.param("docker", marks=pytest.mark.docker), pytest.param("kubernetes", marks=pytest.mark.kubernetes)],
+    [
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("docker-runsc", marks=pytest.mark.docker),
+        pytest.param("kubernetes", marks=pytest.mark.kubernetes),
+    ],
 )
 @pytest.mark.slow
 def test_every_shipped_environment_is_the_same_in_every_cell(backends: str) -> None:
+    if backends == "docker-runsc":
+        require_gvisor()
     code, found = check("--backends", backends, "--episodes", "2")
     wrong = [(*key, f["reason"] or f["differences"][:1]) for key, f in found.items() if not f["ok"]]
     assert (code, wrong) == (0, [])

@@ -16,14 +16,6 @@ from envfarm.farm.manifests import render, to_yaml
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
-TWO_POOLS = """\
-envfarm: 1
-farm: lab
-pools:
-  - {environments: ["coding/*"], workers: 2, boxes: {min: 4, max: 64, warm: 8}}
-  - {environments: [games/maze-v0, "web/*"], workers: 3, boxes: {max: 16}}
-target: {kubernetes: {namespace: lab, box_namespace: cells, image: "registry.example/envfarm-worker:1"}}
-"""
 OVERLAYS = ("base", "overlays/laptop", "overlays/gpu")
 EVERYWHERE = ("two pools", *OVERLAYS)
 
@@ -31,13 +23,9 @@ Object = dict[str, Any]
 
 
 @cache
-def farm(text: str = TWO_POOLS) -> FarmFile:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "FARM.yaml")
-        file.write_text(text)
-        return read_farm(file)
+def farm() -> FarmFile:
+    """Of two pools, with names of its own for everything that has a default."""
+    return read_farm(Path(__file__).with_name("two_pools.yaml"))
 
 
 @cache

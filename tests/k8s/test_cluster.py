@@ -7,32 +7,16 @@ with KubeRay's definition loaded.
 from __future__ import annotations
 
 import copy
-import json
 import secrets
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
+from tests.k8s.cluster import UNKNOWN_TO_1_20, create, kubectl
 from tests.k8s.crds import definition
 from tests.k8s.places import EVERYWHERE, Object, objects
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
-UNKNOWN_TO_1_20 = {"PodDisruptionBudget"}
-
-
-def kubectl(*arguments: str, given: object = None) -> subprocess.CompletedProcess[str]:
-    text = None if given is None else json.dumps(given)
-    return subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True)
-
-
-def create(*found: Object, dry: bool) -> str:
-    """Names of what the server took. Raises AssertionError with its words."""
-    options = ["--dry-run=server"] if dry else []
-    listed = {"apiVersion": "v1", "kind": "List", "items": list(found)}
-    done = kubectl("create", *options, "--validate=true", "-o", "name", "-f", "-", given=listed)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def renamed(found: list[Object], suffix: str) -> list[Object]:

@@ -67,7 +67,8 @@ def nothing_is_lost(folder: Path, backend: str, kill: Kill, left: Callable[[Play
     assert [(e.instance_hash, e.steps, e.reward) for e in episodes] == [(e.instance_hash, e.steps, e.reward) for e in undisturbed]
     stored = list(Store.open(folder).episodes())
     lost = [e for e in stored if not e.ok]
-    assert lost and all(e.stop is StopReason.INFRA_ERROR and e.reward == {} for e in lost)
+    assert {e.stop for e in lost} == {StopReason.INFRA_ERROR}, [(e.id, e.stop, e.error) for e in lost]
+    assert all(e.reward == {} for e in lost)
     assert len(stored) == len(episodes) + len(lost)
     assert check_store(folder)[0] == []
     assert still_there == 0

@@ -60,6 +60,7 @@ def test_kill_9_of_a_containers_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.alone
 @own_testbed
 def test_kill_9_of_dockerd(tmp_path: Path) -> None:
     a_part_is_killed("dockerd", tmp_path / "s", "docker", testbed.containers, "dockerd")
@@ -72,6 +73,7 @@ def test_kill_9_of_a_pods_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.kubernetes
+@pytest.mark.alone
 @own_testbed
 @pytest.mark.parametrize(("killed", "name"), [("kubelet", "kubelet"), ("API server", "apiserver")])
 def test_kill_9_of_a_part_of_the_cluster(killed: str, name: str, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Budget:
 
 
 SHORT = Budget(logs=240, imitation=250, batch=24, held_out=9)
-SHORTER = Budget(logs=48, imitation=60, batch=24, held_out=3)
+SHORTER = Budget(logs=90, imitation=250, batch=24, held_out=3)
 """Where each box takes a second."""
 
 

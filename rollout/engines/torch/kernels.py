@@ -5,8 +5,8 @@ rows. Here every token, of a prompt or of a reply, takes the same path:
 
 - linear layers run on a multiple of `ROWS` rows with the weights laid out `[in, out]`; there each element is one sum
   in the order of the inner dimension, whatever the number of rows;
-- attention treats a token's heads as rows over keys padded to a multiple of `KEY_STEP`; masked keys add exact zeros
-  at the end of each sum;
+- attention treats a token's heads as rows, padded to a multiple of `QUERIES`, over keys padded to a multiple of
+  `KEY_STEP`; masked keys add exact zeros at the end of each sum;
 - everything else is elementwise or a sum within one row.
 
 What libraries promise of this is nothing, so `probe.py` measures it on this machine when an engine starts, and the
@@ -33,6 +33,7 @@ from rollout.engines.torch.config import ModelConfig
 from rollout.engines.torch.model import inverse_frequencies
 
 ROWS = 16
+QUERIES = 4  # an attention has a multiple of this many: some libraries add up in another order for a last block of fewer
 
 
 @dataclass
@@ -165,7 +166,11 @@ def _attend(q: Tensor, cache: Lanes, layer: int, part: Attend) -> Tensor:
     q = q.unflatten(-1, (c.kv_heads, groups, c.head_dim)).unflatten(0, (lanes, part.columns))
     q = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
     keys, values = cache.views(layer, part.lanes, part.keys)
-    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=part.mask, scale=1.0)
+    mask, rows = part.mask, q.shape[2]
+    if more := -rows % QUERIES:
+        q = F.pad(q, (0, 0, 0, more))
+        mask = mask if mask.shape[2] == 1 else F.pad(mask, (0, 0, 0, more))
+    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=1.0)[:, :, :rows]
     out = out.unflatten(2, (groups, part.columns)).permute(0, 3, 1, 2, 4).reshape(cells, -1)
     if part.unpad is not None:
         return out.index_select(0, part.unpad)

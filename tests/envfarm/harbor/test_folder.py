@@ -57,8 +57,7 @@ FILES = [
     (TOML, '[metadata]\n\n[agent]\ntimeout_sec = "long"\n', "4:1", "agent.timeout_sec: expected a valid number, found 'long'"),
     (TOML, "[verifier]\ntimeout_sec = 0\n", "2:1", "verifier.timeout_sec: expected greater than 0"),
     (TOML, "[environment]\nmemory_mb = 1.5\n", "2:1", "environment.memory_mb: expected a valid integer"),
-    (TOML, '[environment]\nnetwork_mode = "public"\n', "2:1", "environment.network_mode: boxes have no network"),
-    (TOML, "[environment]\nallow_internet = true\n", "2:1", "boxes have no network"),
+    (TOML, '[environment]\nnetwork_mode = "allowlist"\n', "2:1", "environment.network_mode: the task needs a network"),
     (TOML, "[environment]\ngpus = 1\n", "2:1", "no GPU"),
     (TOML, '[verifier]\nenvironment_mode = "separate"\n', "2:1", "a verifier of its own"),
     (TOML, '[agent]\nuser = "root"\n', "2:1", "not root"),
@@ -131,7 +130,8 @@ def test_a_link_that_leaves_the_task_is_refused(tmp_path: Path) -> None:
 
 def test_an_image_that_is_named_is_trusted_to_hold_what_only_an_image_can(tmp_path: Path) -> None:
     text = "FROM rust:1\nWORKDIR /app\nRUN apt-get install -y git\nCOPY greet.py /usr/bin/\nCOPY greet.py .\nRUN touch made\n"
-    spec = load_spec(one(tmp_path, "greet", {DOCKERFILE: text}, sandbox="{box: true, image: some/rust}"))
+    files = {DOCKERFILE: text, "tests/test.sh": "pip install pytest\n"}
+    spec = load_spec(one(tmp_path, "greet", files, sandbox="{box: true, image: some/rust}"))
     assert spec.sandbox.image == "some/rust" and "/app" in spec.sandbox.writable
 
 

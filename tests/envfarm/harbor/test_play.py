@@ -117,7 +117,7 @@ def test_neither_tests_nor_solution_are_there_while_an_agent_acts(tmp_path: Path
     look = f"ls -A /tests /solution /logs/verifier; {hidden}; env"
     spec = spec_of(tmp_path, verify)
     seen = play(spec, "greet", look).text
-    assert "solve" not in seen and "test_greet" not in seen and "EXPECTED" not in play(spec, "count", look).text
+    assert "solve" not in seen and "greeting" not in seen and "EXPECTED" not in play(spec, "count", look).text
     after = play(spec, "seal", "oracle", "ls -A /solution; echo nothing").text
     assert after == "nothing", "the expert takes the solution away with it"
 
@@ -125,7 +125,7 @@ def test_neither_tests_nor_solution_are_there_while_an_agent_acts(tmp_path: Path
 @box
 def test_a_run_that_fails_is_told_at_its_line(tmp_path: Path, play) -> None:
     spec = load_spec(one(tmp_path, "greet", {DOCKERFILE: "FROM debian\nWORKDIR /app\nRUN echo no room; touch /usr/x\n"}))
-    with pytest.raises(SpecError, match=r"Dockerfile:3:1: RUN failed in the box \(exit 1\).*no room"):
+    with pytest.raises(SpecError, match=r"Dockerfile:3:1: RUN, in the box .* failed \(exit 1\): no room"):
         play(spec, "greet")
 
 
@@ -148,12 +148,13 @@ HOSTILE = {
     "a link in the place of the reward": "ln -s /etc/hostname /logs/verifier/reward.txt",
     "a file in the place of the verdicts": "rm -r /logs/verifier; echo 1 >/logs/verifier",
     "a link in the place of the verdicts": f"mkdir /app/v; rm -r /logs/verifier; ln -s /app/v /logs/verifier; {REWARD}",
-    "a process that waits": f"(while :; do {EVERYWHERE}; done) >/dev/null 2>&1 &",
+    "a process that waits": f"(sleep 1; while :; do {EVERYWHERE}; done) >/dev/null 2>&1 &",
     "functions of the shell": "python3() { return 0; }; cd() { :; }; export -f python3",
     "a file that shells read": "export BASH_ENV=/app/e; echo 'python3() { return 0; }' >/app/e",
     "a program in PATH": "mkdir bin; cp /bin/true bin/python3; export PATH=/app/bin:$PATH",
 }
-UNSEEN = ("functions of the shell", "a file that shells read", "a program in PATH")
+UNSEEN = ("a process that waits", "functions of the shell", "a file that shells read", "a program in PATH")
+"""Nothing of them lies in the places of the runner: a process ends with the command that started it."""
 
 
 @box
@@ -185,8 +186,9 @@ def test_code_that_tests_load_can_speak_for_them_and_the_reward_says_which_runne
 
 
 @box
-def test_more_than_a_fresh_box_can_be_given_is_the_agent_s_doing(tmp_path: Path, play) -> None:
-    turn = play(spec_of(tmp_path), "greet", "truncate -s 70M big", SUBMIT)
+@pytest.mark.parametrize("size", ["70M", "60M"], ids=["for a snapshot", "for its directory"])
+def test_more_than_a_fresh_box_can_be_given_is_the_agent_s_doing(tmp_path: Path, play, size: str) -> None:
+    turn = play(spec_of(tmp_path), "greet", f"truncate -s {size} big", SUBMIT)
     assert turn.rewards == {"agent": 0.0} and turn.stop == "agent_limit"
 
 

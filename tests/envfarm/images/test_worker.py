@@ -125,7 +125,11 @@ def test_a_container_serves_shipped_environments_and_those_of_a_wheel(tmp_path: 
     from envfarm.images.engine import load
     from envfarm.images.worker import CONFIG
 
+    older = tar_of("envfarm/worker:000000000000")
+    older.parent.mkdir(parents=True, exist_ok=True)
+    older.touch()
     tag = image([str(wheel(tmp_path))])
+    assert tar_of(tag).is_file() and not older.exists()
     api = connect()
     try:
         load(api, tag, latest=False, config=CONFIG)

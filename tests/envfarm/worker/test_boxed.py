@@ -26,6 +26,7 @@ def test_a_forked_session_has_a_forked_box(kind: str) -> None:
         assert (await branch.step("run cat /task/greeting; echo $name; pwd")).text.split() == ["hello", "world", "/tmp"]
         assert (await stem.step("run cat /task/greeting; echo $name; pwd")).text.split() == ["goodbye", "moon", "/tmp"]
         assert (await branch.step("second")).text == "[]"
+        assert (await branch.step("third")).text.strip() == "hello"
         assert (await branch.step("lose")).text == "lost: FileNotFoundError 2"
         await branch.close()
         await stem.reset(spec.instance("train", 1))

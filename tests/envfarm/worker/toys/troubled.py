@@ -79,6 +79,13 @@ class Troubled(Env):
         finally:
             box.stop()
 
+    @tool
+    def third(self) -> str:
+        """Use a fresh box that begins with the files of the agent's."""
+        assert self.box is not None
+        with self.fresh_box(self.box.snapshot()) as box:
+            return box.exec("cat /task/greeting").text
+
     def oracle(self) -> ToolCall:
         return ToolCall("say", {"word": self.params["word"]})
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-if python3 /tests/test_greet.py; then
+if python3 /tests/greeting.py; then
   echo 1 > /logs/verifier/reward.txt
 else
   echo 0 > /logs/verifier/reward.txt

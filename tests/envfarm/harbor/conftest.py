@@ -1,0 +1,1 @@
+collect_ignore = ["tasks"]  # their tests are for their boxes
