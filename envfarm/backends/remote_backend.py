@@ -96,6 +96,9 @@ class RemoteBackend(ABC):
         """The names of this process's boxes that run. Called after `probe`. Raises: InfraError where nobody tells."""
 
     @abstractmethod
+    def enforcement(self) -> dict[str, str]: ...
+
+    @abstractmethod
     async def delete(self, name: str) -> None:
         """Remove a box by its name, whoever made it. Never raises; what cannot be removed now, the reaper removes."""
 

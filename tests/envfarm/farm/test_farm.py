@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from envfarm.cli import main
 from envfarm.errors import MissingDependencyError, UserError, WorkerDied
 from envfarm.farm import TOKEN_VARIABLE
 from envfarm.farm.client import KeeperClient
@@ -247,3 +249,38 @@ def test_nothing_is_left_of_a_keeper_that_is_killed_and_a_run_goes_on_with_the_n
         take_down("lab")
         with pytest.raises(UserError, match="no farm 'lab' is up"):
             take_down("lab")
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    file = write_farm(tmp_path, pools='  - {environments: ["toy/*", "games/maze-v0"], workers: 1}\n')
+
+    def envfarm(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        said = capsys.readouterr()
+        assert ended.value.code == code, said.err
+        return said.err if code else said.out
+
+    assert "farm lab is up on bubblewrap" in envfarm("farm", "up", str(file))
+    try:
+        run = tmp_path / "run.yaml"
+        text = "envfarm: 1\nrun: on-a-farm\nenvironments: [{id: games/maze-v0}]\npolicies: {p: {scripted: oracle}}\nfarm: lab\n"
+        run.write_text(text + f"output: {tmp_path / 'out'}\n")
+        told = json.loads(envfarm("rollout", str(run), "--episodes", "2", "--json"))
+        assert told["by_env"]["games/maze-v0"] | {"turns": 0} == {
+            "episodes": 2, "ok": 2, "success": 1.0, "turns": 0, "stops": {"terminated": 2},
+        }  # fmt: skip
+        found = json.loads(envfarm("eval", "oracle", "--env", str(LAMP), "--episodes", "2", "--farm", "lab", "--json"))
+        assert found["splits"]["heldout"]["episodes"] == 2
+        assert "1 of 1" in envfarm("farm", "status", "lab")
+        assert json.loads(envfarm("farm", "status", "lab", "--json"))["pools"][0]["boxes"] is None
+        assert "give --workers" in envfarm("farm", "scale", "lab", code=2).replace("Give", "give")
+        assert "2 of 2" in envfarm("farm", "scale", "lab", "--workers", "2")
+        assert "workers make theirs" in envfarm("farm", "scale", "lab", "--warm", "1", code=2)
+        assert "leave out --backend" in envfarm("rollout", str(run), "--backend", "docker", code=2)
+        run.write_text(text + "workers: 3\n")
+        assert "`farm` has workers and boxes of its own: leave out `workers`" in envfarm("rollout", str(run), code=2)
+    finally:
+        assert "farm lab is down" in envfarm("farm", "down", "lab")
+    assert "no farm 'lab' is up" in envfarm("farm", "status", "lab", code=2)
