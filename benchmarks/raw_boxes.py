@@ -22,6 +22,8 @@ from envfarm.backends.kubernetes_manifest import CONTAINER, pod
 from envfarm.box import WORKDIR, BoxSpec
 
 LOOP = 'while read -r line; do eval "$line"; echo; done'
+SHELL = ("/bin/bash", "--norc", "-c")
+"""That of our boxes in the same image."""
 DEADLINE_S = 600.0
 _NUMBERS = itertools.count()
 
@@ -61,7 +63,7 @@ class RawContainer:
     async def start(self) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as seccomp:
             command = ["docker", "run", "--rm", "--interactive", *self._flags(Path(seccomp.name)), self._spec.image]
-            self._shell = await _shell(*command, "/bin/sh", "-c", f"echo up; {LOOP}")
+            self._shell = await _shell(*command, *SHELL, f"echo up; {LOOP}")
             assert await self._shell.heard() == b"up\n"
 
     async def shell(self) -> Shell:
@@ -94,7 +96,7 @@ class RawPod:
         self._pods = pods_of(configuration)
         self._name = f"raw-{os.getpid()}-{next(_NUMBERS)}"
         self._manifest = pod(spec, owners.labels(self._name, DEADLINE_S), DEADLINE_S)
-        self._manifest["spec"]["containers"][0]["command"] = ["/bin/sh", "-c", LOOP]
+        self._manifest["spec"]["containers"][0]["command"] = [*SHELL, LOOP]
 
     async def start(self) -> None:
         await asyncio.to_thread(self._create)

@@ -78,9 +78,7 @@ class BubblewrapBackend:
         command = [
             *self._program(),
             *_NAMESPACES,
-            "--ro-bind",
-            "/",
-            "/",
+            *rootfs.programs(),
             "--proc",
             "/proc",
             "--dev",

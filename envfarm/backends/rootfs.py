@@ -86,8 +86,7 @@ def resolve(image: str, images_dir: Path | None = None) -> Root:
 
 def _host(*, python: bool) -> Root:
     args: list[str] = [*_directory("/etc"), *_directory("/opt"), *_directory("/run")]
-    for name in _TOP_LEVEL:
-        args += _expose(Path("/", name))
+    args += programs()
     for path in _HOST_ETC:
         if os.path.exists(path):
             args += ["--ro-bind", path, path]
@@ -100,6 +99,11 @@ def _host(*, python: bool) -> Root:
         args += mounts
         env = {"PATH": f"/opt/python/bin:{env['PATH']}", **variables}
     return Root(tuple(args), _shell(Path("/")), dict(ETC), env)
+
+
+def programs() -> list[str]:
+    """The host's own, and nothing else of its tree, where mounts may come and go meanwhile (a node's pods have some)."""
+    return [word for name in _TOP_LEVEL for word in _expose(Path("/", name))]
 
 
 def _unpacked(place: Path) -> Root:

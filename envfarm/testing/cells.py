@@ -18,8 +18,8 @@ from envfarm.worker.fresh import Pool
 
 PLACES: dict[str, str] = {
     "here": "envfarm.worker.pool:WorkerPool",
-    "container": "envfarm.testing.farm_workers:FarmWorkers",
-    "pod": "envfarm.testing.farm_workers:FarmWorkers",
+    "container": "envfarm.testing.farm_workers:ContainerWorkers",
+    "pod": "envfarm.testing.farm_workers:PodWorkers",
 }
 """Where a worker may be -> `module:Class`, imported late; made with specs and `backend=NAME`."""
 
