@@ -81,9 +81,6 @@ class RemoteBackend(ABC):
     async def probe(self) -> None: ...
 
     @abstractmethod
-    def enforcement(self) -> dict[str, str]: ...
-
-    @abstractmethod
     def _streams(self, spec: BoxSpec, name: str) -> Made:
         """One that is not there yet. Called after `probe`."""
 
@@ -94,9 +91,6 @@ class RemoteBackend(ABC):
     @abstractmethod
     async def live(self) -> set[str]:
         """The names of this process's boxes that run. Called after `probe`. Raises: InfraError where nobody tells."""
-
-    @abstractmethod
-    def enforcement(self) -> dict[str, str]: ...
 
     @abstractmethod
     async def delete(self, name: str) -> None:
