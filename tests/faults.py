@@ -39,7 +39,7 @@ class Counts:
     zeroed: int  # infra errors that were counted as a reward
     processes: int  # of ours, still alive
     shared_memory: int = 0  # segments in /dev/shm that were not there before
-    boxes: int = 0  # containers and pods that are still there 60 s after what was killed is back
+    boxes: int = 0  # containers, pods and leases that are still there 60 s after what was killed is back
 
 
 def record(killed: str, counts: Counts) -> None:
@@ -79,6 +79,7 @@ SCENARIOS: dict[str, tuple[str, str]] = {
     "trainer": ("", "tests/trainer/test_resume.py::test_killed_at_every_stage_it_ends_with_the_same_weights"),
     "container's process": (TESTBED, "tests/rollout/test_farm_deaths.py::test_kill_9_of_a_containers_process"),
     "dockerd": (TESTBED, "tests/rollout/test_farm_deaths.py::test_kill_9_of_dockerd"),
+    "farm's keeper": (TESTBED, "tests/rollout/test_farm_deaths.py::test_kill_9_of_a_farms_keeper"),
     "pod's process": (TESTBED, "tests/rollout/test_farm_deaths.py::test_kill_9_of_a_pods_process"),
     "kubelet": (TESTBED, "tests/rollout/test_farm_deaths.py::test_kill_9_of_a_part_of_the_cluster[kubelet]"),
     "API server": (TESTBED, "tests/rollout/test_farm_deaths.py::test_kill_9_of_a_part_of_the_cluster[API server]"),

@@ -40,16 +40,20 @@ def kubectl(*arguments: str) -> str:
     return done.stdout
 
 
-def containers(owners: Collection[int]) -> list[dict[str, Any]]:
-    """Of these processes, as the engine lists them."""
+Boxes = dict[str, dict[str, Any]]
+"""Name -> as the engine or the API server lists it."""
+
+
+def containers(owners: Collection[int]) -> Boxes:
+    """Of these processes."""
     found = connect().containers(all=True, filters={"label": BOX})
-    return [c for c in found if pid_of(c["Labels"][OWNER]) in owners]
+    return {c["Labels"][BOX]: c for c in found if pid_of(c["Labels"][OWNER]) in owners}
 
 
-def pods(owners: Collection[int]) -> list[dict[str, Any]]:
-    """Of these processes, as the API server lists them."""
+def pods(owners: Collection[int]) -> Boxes:
+    """Of these processes."""
     found = json.loads(kubectl("get", "pods", "-l", BOX, "-o", "json"))["items"]
-    return [pod for pod in found if pid_of(pod["metadata"]["labels"][OWNER]) in owners]
+    return {pod["metadata"]["name"]: pod for pod in found if pid_of(pod["metadata"]["labels"][OWNER]) in owners}
 
 
 def process_of_container(container: dict[str, Any]) -> int | None:
@@ -81,10 +85,10 @@ def process_of_pod(pod: dict[str, Any]) -> int | None:
     return None
 
 
-def until_none(boxes: Callable[[], list[Any]], timeout_s: float = 60.0) -> int:
+def until_none(count: Callable[[], int], timeout_s: float = 60.0) -> int:
     """How many are still there when none is, or when the time is over."""
     until = time.monotonic() + timeout_s
-    while (left := len(boxes())) and time.monotonic() < until:
+    while (left := count()) and time.monotonic() < until:
         time.sleep(0.5)
     return left
 

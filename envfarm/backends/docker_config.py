@@ -95,5 +95,8 @@ def enforcement(runtime: str | None, cgroup_version: str | None) -> dict[str, st
         "network": "gVisor's own stack: loopback alone",
         "syscalls": "gVisor's own kernel",
         "namespaces": f"{NOT_ENFORCED}: gVisor lets an agent make its own, within gVisor's kernel",
+        "devices": f"{NOT_ENFORCED}: an agent may make device nodes, of which only gVisor's own /dev/fuse and /dev/net/tun open",
+        "io_uring": f"{NOT_ENFORCED}: gVisor has one of its own, within gVisor's kernel",
+        "/proc tricks": f"{NOT_ENFORCED}: an agent may write its own oom_score_adj, which gVisor keeps and nobody heeds",
         "process 1": "another user's. Its shell's supervisor is not protected: an agent that kills that ends its own box",
     }

@@ -160,14 +160,10 @@ class KubernetesBackend(RemoteBackend):
                 self.leave(name)
 
     async def _until_gone(self) -> None:
-        """A pod that was deleted is there until its node has ended it. One that takes longer is not ours to end: a reaper could
-        do no more, and would take the boxes of this process's next backend with it."""
+        """A pod that was deleted is there until its node has ended it. For one that takes longer nobody could do more."""
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         mine = [("labelSelector", self._mine), ("limit", "1")]
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, Refused):
             async with asyncio.timeout(_GONE_S):
-                try:
-                    while (await self.link.get(path, mine))["items"]:
-                        await asyncio.sleep(_AGAIN_S / 4)
-                except Refused:
-                    self.left += 1
+                while (await self.link.get(path, mine))["items"]:
+                    await asyncio.sleep(_AGAIN_S / 4)

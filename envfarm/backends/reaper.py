@@ -1,8 +1,9 @@
 """The second process of a backend whose boxes are not its children: see `owners`.
 
 It knows of the owner's end by the pipe on its standard input and by its parent's number, as a forked child may still hold the
-pipe. What comes through the pipe are names of boxes that the owner could not remove. It ends when the owner has and nothing of
-its is left. Where both are killed, the reaper of the next backend on that engine or cluster finds the boxes by their labels.
+pipe. What comes through the pipe are names of boxes that the owner could not remove. It ends when nothing is left of an owner
+that has ended, or of those names where the owner lives on and has closed this backend alone: the boxes of its next one are not
+for this reaper. Where both are killed, that of the next backend on that engine or cluster finds the boxes by their labels.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main(remove_left_over: Remove, owner: str, parent: int) -> None:
             looked = time.monotonic()
     until, clean = time.monotonic() + _PATIENCE_S, 0
     while clean < 2 and time.monotonic() < until:  # a creation that the owner began may still be under way
-        clean = clean + 1 if remove_left_over(owner, frozenset()) == 0 else 0
+        ended = os.getppid() != parent
+        clean = clean + 1 if remove_left_over(owner if ended else None, names) == 0 else 0
         time.sleep(1.0)
 
 

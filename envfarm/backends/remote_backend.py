@@ -75,6 +75,9 @@ class RemoteBackend(ABC):
         """Containers or pods that could not be removed: the reaper's."""
 
     @abstractmethod
+    def enforcement(self) -> dict[str, str]: ...
+
+    @abstractmethod
     async def probe(self) -> None: ...
 
     @abstractmethod
@@ -88,9 +91,6 @@ class RemoteBackend(ABC):
     @abstractmethod
     async def live(self) -> set[str]:
         """The names of this process's boxes that run. Called after `probe`. Raises: InfraError where nobody tells."""
-
-    @abstractmethod
-    def enforcement(self) -> dict[str, str]: ...
 
     @abstractmethod
     async def delete(self, name: str) -> None:

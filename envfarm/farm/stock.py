@@ -21,15 +21,15 @@ from typing import Any, Protocol
 from envfarm.backends.remote_backend import Bare
 from envfarm.backends.remote_streams import Death
 from envfarm.box import BoxSpec
-from envfarm.errors import EnvfarmError, InfraError, NoRoomError, UserError
+from envfarm.errors import EnvfarmError, InfraError
 from envfarm.farm.file import BoxesFile
 from envfarm.farm.leases import Conflict, Leases
 from envfarm.farm.status import BoxCounts
+from envfarm.farm.troubles import Troubles, is_final
 
 MAKING_AT_ONCE = 8
 FURTHER_SHARE = 8
 """One box in so many, and one at least, is left to sessions that have one."""
-_AGAIN_S, _AGAIN_AT_MOST_S = 1.0, 30.0
 
 
 class Maker(Protocol):
@@ -46,16 +46,6 @@ class Waiting:
 
 
 @dataclass
-class Trouble:
-    """Boxes of one kind could not be made."""
-
-    error: EnvfarmError
-    tries: int
-    until: float
-    """When it is tried again, on the loop's clock."""
-
-
-@dataclass
 class Stock:
     maker: Maker
     leases: Leases
@@ -69,7 +59,7 @@ class Stock:
     _making: Counter[BoxSpec] = field(default_factory=Counter)
     _leaving: int = 0
     _waiting: deque[Waiting] = field(default_factory=deque)
-    _trouble: dict[BoxSpec, Trouble] = field(default_factory=dict)
+    _troubles: Troubles = field(default_factory=Troubles)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _closed: bool = False
 
@@ -169,7 +159,7 @@ class Stock:
         admitted = self._admitted()
         asked = Counter(waiting.spec for waiting in admitted)
         for spec in dict.fromkeys(waiting.spec for waiting in admitted):
-            if asked[spec] > self._making[spec] and not self._paused(spec, asked=True):
+            if asked[spec] > self._making[spec] and not self._troubles.pauses(spec, asked=True):
                 if self._count() >= self.sizes.max:
                     self._make_room(asked)
                     return None
@@ -178,7 +168,7 @@ class Stock:
             return None
         share = -(-self.sizes.warm // max(len(self.specs), 1))
         free = {spec: len(self._shelf(spec)) + self._making[spec] - asked[spec] for spec in self.specs}
-        kept = [spec for spec in self.specs if not self._paused(spec, asked=False)]
+        kept = [spec for spec in self.specs if not self._troubles.pauses(spec, asked=False)]
         few = [spec for spec in kept if free[spec] < share] if sum(free.values()) < self.sizes.warm else []
         if not few and self._count() < self.sizes.min:
             few = kept
@@ -190,13 +180,6 @@ class Stock:
             if shelf and not asked[spec]:
                 self._later(self._remove(shelf.pop()))
                 break
-
-    def _paused(self, spec: BoxSpec, *, asked: bool) -> bool:
-        """After a failure. Who asks for what a person must mend is told at once, so that is tried."""
-        trouble = self._trouble.get(spec)
-        if trouble is None or (asked and isinstance(trouble.error, UserError) and not isinstance(trouble.error, NoRoomError)):
-            return False
-        return asyncio.get_running_loop().time() < trouble.until
 
     async def _make(self, spec: BoxSpec) -> None:
         bare = self.maker.bare(spec)
@@ -210,19 +193,16 @@ class Stock:
             await self._forget(bare)
             raise
         else:
-            self._trouble.pop(spec, None)
+            self._troubles.end(spec)
             self._shelf(spec).append(bare)
         finally:
             self._making[spec] -= 1
             self.balance()
 
     def _failed(self, spec: BoxSpec, error: EnvfarmError) -> None:
-        tries = self._trouble[spec].tries + 1 if spec in self._trouble else 0
-        pause_s = min(_AGAIN_AT_MOST_S, _AGAIN_S * 2**tries)
-        loop = asyncio.get_running_loop()
-        self._trouble[spec] = Trouble(error, tries, loop.time() + pause_s)
-        loop.call_later(pause_s + 0.01, self.balance)
-        if isinstance(error, UserError) and not isinstance(error, NoRoomError):
+        pause_s = self._troubles.begin(spec, error)
+        asyncio.get_running_loop().call_later(pause_s + 0.01, self.balance)
+        if is_final(error):
             for waiting in [w for w in self._waiting if w.spec == spec]:
                 self._waiting.remove(waiting)
                 waiting.box.set_exception(error)
@@ -230,7 +210,7 @@ class Stock:
     # --- small things ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> BoxCounts:
-        said = [str(trouble.error) for trouble in self._trouble.values()]
+        said = self._troubles.said()
         if len(self._admitted()) < len(self._waiting) or (self._waiting and self._count() >= self.sizes.max):
             said.insert(0, f"all {self.sizes.max} boxes are in use, or left to sessions that have one: {len(self._waiting)} wait")
         return BoxCounts(

@@ -68,8 +68,8 @@ class Attempt(Protocol):
 
     @property
     def guard(self) -> str:
-        """The key of `Backend.enforcement` under which a backend may say that it does not stop this; "" where nothing
-        excuses."""
+        """The key of `Backend.enforcement` under which a backend may say that it does not stop this. It may say so under the
+        attempt's name as well, of that alone."""
         ...
 
     @property

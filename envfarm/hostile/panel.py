@@ -63,10 +63,12 @@ async def judged(attempt: Attempt, place: Place) -> Finding:
         seen = await attempt.play(place)
     except EpisodeError as error:
         seen = Seen(True, f"blamed on the farm: {error}", error.status)
-    declared = place.backend.enforcement().get(attempt.guard, "")
+    said = place.backend.enforcement()
+    guard = attempt.name if attempt.name in said else attempt.guard
+    declared = said.get(guard, "")
     outcome, by = (Outcome.SUCCEEDED if seen.succeeded else Outcome.STOPPED), seen.by
     if declared.startswith(NOT_ENFORCED):
-        outcome, by = Outcome.NOT_ENFORCED, f"{attempt.guard}: {declared.removeprefix(NOT_ENFORCED).lstrip(': ')}"
+        outcome, by = Outcome.NOT_ENFORCED, f"{guard}: {declared.removeprefix(NOT_ENFORCED).lstrip(': ')}"
     return Finding(
         backend=place.backend.name,
         group=attempt.group,

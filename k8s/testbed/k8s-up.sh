@@ -14,6 +14,10 @@ START=$(cd "$(dirname "$0")" && pwd)/k8s-start.sh
 PORT=${K8S_PORT:-16443}
 NODE=farm-node ADDRESS=10.99.0.1 PODS=10.88.0.0/16
 SECRET=$C/certs LOG=$C/log RUN=$C/run
+if (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then
+  echo "somebody listens on 127.0.0.1:$PORT. If that is another test bed's cluster: there is room for one, k8s-down.sh ends it" >&2
+  exit 1
+fi
 umask 077
 mkdir -p "$C" "$SECRET" "$C"/{etcd,cni,kubelet} "$LOG" "$RUN"
 chmod 711 "$C" "$C/kubelet" "$RUN" # containers' users reach their own files through them
@@ -170,7 +174,16 @@ run sched "$B/kube-scheduler" --kubeconfig="$SECRET/sched.kubeconfig" --leader-e
 run proxy "$B/kube-proxy" --kubeconfig="$SECRET/proxy.kubeconfig" --hostname-override=$NODE --proxy-mode=iptables --masquerade-all \
   --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 \
   --healthz-bind-address= --metrics-bind-address="127.0.0.1:$((PORT + 3))"
-printf '#!/bin/sh\nexec "%s/kube-proxy" --cleanup\n' "$B" >"$RUN/no-services.sh"
+cat >"$RUN/no-services.sh" <<CLEAN
+#!/bin/sh
+# takes kube-proxy's rules out of this machine's tables, and the empty chains that it leaves
+"$B/kube-proxy" --cleanup
+for table in nat mangle filter; do
+  for chain in KUBE-MARK-DROP KUBE-MARK-MASQ KUBE-PROXY-CANARY; do
+    iptables -t \$table -F \$chain && iptables -t \$table -X \$chain
+  done
+done
+CLEAN
 chmod 700 "$RUN/no-services.sh"
 ready() { [ "$(kubectl get node $NODE -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}{.spec.taints}')" = True ]; }
 until_ready 120 kubelet ready

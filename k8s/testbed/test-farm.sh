@@ -17,7 +17,8 @@ no_cluster=
 grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release || no_cluster=${no_cluster:-"Kubernetes is built from Debian bookworm's source package"}
 if [ "$PYTHON" = --prepare ]; then
   [ -z "$no_cluster" ] || skip "$no_cluster"
-  exec "$HERE/k8s-build.sh"
+  { echo 19 >/proc/self/autogroup; } 2>/dev/null || true # a session's processes share by this, where the kernel groups them
+  exec nice -n 19 "$HERE/k8s-build.sh"
 fi
 
 STATE=$(mktemp -d /tmp/farm.XXXXXX) # not below the clone: see docker-up.sh

@@ -52,7 +52,10 @@ def ray() -> Iterator[None]:
         return
     try:
         create(crd, dry=False)
-        done = kubectl("wait", "--for=condition=Established", "--timeout=60s", f"crd/{name}")
+        for _ in range(50):  # it fails at once while there is no condition at all
+            done = kubectl("wait", "--for=condition=Established", "--timeout=60s", f"crd/{name}")
+            if "accessor error" not in done.stderr:
+                break
         assert done.returncode == 0, done.stderr
         yield
     finally:

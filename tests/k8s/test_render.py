@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -16,6 +17,7 @@ from envfarm.farm.file import read_farm
 from envfarm.farm.manifests import render, token_secret
 from envfarm.worker.__main__ import arguments as worker_arguments
 from tests.k8s.places import EVERYWHERE, K8S, Object, farm, objects, pod_templates
+from tests.k8s.restricted import violations
 
 Right = tuple[str, str, str]
 """Namespace, verb, resource."""
@@ -54,24 +56,35 @@ def test_the_keeper_may_what_the_backend_needs_keep_leases_and_scale_workers() -
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_pods_pass_pod_security_restricted(name: str) -> None:
-    """The checks of the standard's profile "restricted" (kubernetes.io, Pod Security Standards), one by one."""
-    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+def test_pods_pass_pod_security_restricted_and_ask_for_what_they_need(name: str) -> None:
     templates = pod_templates(objects(name))
     assert len(templates) >= 2
     for who, template in templates.items():
-        spec = template["spec"]
-        assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & spec.keys(), who
-        assert all(volume.keys() - {"name"} <= allowed for volume in spec["volumes"]), who
-        security = spec["securityContext"]
-        assert security["runAsNonRoot"] and security["runAsUser"] != 0, who
-        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, who
-        for container in spec["containers"]:
-            context = container["securityContext"]
-            assert context["allowPrivilegeEscalation"] is False and context["capabilities"] == {"drop": ["ALL"]}, who
-            assert "privileged" not in context and "runAsUser" not in context, who
-            assert not [port for port in container.get("ports", ()) if "hostPort" in port], who
-            assert {"cpu", "memory"} <= container["resources"]["requests"].keys() and "memory" in container["resources"]["limits"]
+        assert violations(template["spec"]) == [], who
+        for container in template["spec"]["containers"]:
+            resources = container["resources"]
+            assert {"cpu", "memory"} <= resources["requests"].keys() and "memory" in resources["limits"], who
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("hostNetwork",), True, "hostNetwork"),
+        (("volumes", 0, "hostPath"), {"path": "/"}, "volume tmp"),
+        (("securityContext", "runAsUser"), 0, "root"),
+        (("securityContext", "seccompProfile"), {"type": "Unconfined"}, "seccomp profile"),
+        (("containers", 0, "securityContext", "allowPrivilegeEscalation"), True, "worker: privilege escalation"),
+        (("containers", 0, "securityContext", "capabilities"), {"drop": []}, "worker: capabilities"),
+        (("containers", 0, "securityContext", "privileged"), True, "worker: privileged"),
+        (("containers", 0, "ports", 0, "hostPort"), 80, "worker: hostPort"),
+    ],
+)
+def test_what_asks_for_more_is_found(path: tuple[Any, ...], value: object, said: str) -> None:
+    place = spec = copy.deepcopy(pod_templates(objects("two pools"))["Deployment worker-0"]["spec"])
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    assert violations(spec) == [said]
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)

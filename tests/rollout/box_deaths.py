@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from envfarm.farm.pool import FarmPool
 from envfarm.registry import default_registry
 from envfarm.worker.pool import WorkerPool
 from rollout.plan import RunPlan
@@ -20,50 +21,64 @@ from tests.faults import Counts
 from tests.rollout.test_death import counts
 
 SHELL = default_registry().get("coding/shell-v0")
-Kill = Callable[[WorkerPool], bool]
-"""Kills once; whether it did. Asked after every episode until it has."""
+Pool = WorkerPool | FarmPool
+Kill = Callable[[Pool], bool]
+"""Kills once; whether it did. Asked again and again, in a thread, from the end of the first episode until it has."""
 
 
 @dataclass
 class Played:
     episodes: list[Episode] = field(default_factory=list)
     workers: set[int] = field(default_factory=set)
+    """Processes of this machine, of a pool that has its own."""
 
 
-def play(backend: str, store: Store | None = None, kill: Kill = lambda pool: True) -> Played:
+def pool_of(backend: str) -> Callable[[], WorkerPool]:
+    return lambda: WorkerPool([SHELL], backend=backend, workers=1)
+
+
+def play(make_pool: Callable[[], Pool], store: Store | None = None, kill: Kill = lambda pool: True) -> Played:
     """Twelve episodes in one worker, four at a time."""
     choices = [EnvChoice(SHELL, {"agent": "script"}, setting={"rung": 0})]
     asked = draw_groups(choices, seed=1, stage="logs", step=0, groups=6, size=2, sampling=SamplingParams())
-    played, killed = Played(), False
+    played = Played()
 
     async def main() -> None:
-        pool = WorkerPool([SHELL], backend=backend, workers=1)
+        pool, one_is_over = make_pool(), asyncio.Event()
         await pool.start()
 
         def progress(episode: Episode) -> None:
-            nonlocal killed
-            played.workers.update(pool.pids)
-            killed = killed or kill(pool)
+            played.workers.update(pool.pids if isinstance(pool, WorkerPool) else ())
+            one_is_over.set()
 
+        async def watch() -> None:
+            await one_is_over.wait()
+            while not await asyncio.to_thread(kill, pool):
+                await asyncio.sleep(0.02)
+
+        watching = asyncio.ensure_future(watch())
         plan = RunPlan("box death", 1, {SHELL.id: SHELL}, max_in_flight=4)
         try:
             async with Rollouts(plan, pool, {"script": ScriptedPolicy("script", "oracle", 0.3)}, store) as rollouts:
                 played.episodes = [e for g in await rollouts.run(asked, progress) for e in g.episodes]
         finally:
+            watching.cancel()
             await pool.close()
+        await asyncio.wait([watching])
+        assert not watching.cancelled(), "it was killed while episodes ran"
+        watching.result()
 
     asyncio.run(main())
-    assert killed, "it was killed while episodes ran"
     return played
 
 
-def nothing_is_lost(folder: Path, backend: str, kill: Kill, left: Callable[[Played], int]) -> Counts:
+def nothing_is_lost(folder: Path, make_pool: Callable[[], Pool], kill: Kill, left: Callable[[Played], int]) -> Counts:
     """Plays with a kill, into a new store in `folder`, and again without one: what was lost is recorded as the farm's fault and
     run again with the same result. `left`: boxes that are still there, some time after."""
     with Store.create(folder) as store:
-        played = play(backend, store, kill)
+        played = play(make_pool, store, kill)
     still_there = left(played)
-    episodes, undisturbed = played.episodes, play(backend).episodes
+    episodes, undisturbed = played.episodes, play(make_pool).episodes
     assert [(e.instance_hash, e.steps, e.reward) for e in episodes] == [(e.instance_hash, e.steps, e.reward) for e in undisturbed]
     stored = list(Store.open(folder).episodes())
     lost = [e for e in stored if not e.ok]

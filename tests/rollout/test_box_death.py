@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from envfarm.backends import processes
-from envfarm.worker.pool import WorkerPool
 from tests.faults import record
-from tests.rollout.box_deaths import nothing_is_lost
+from tests.rollout.box_deaths import Pool, nothing_is_lost, pool_of
 
 pytestmark = pytest.mark.box
 
 
-def boxes(pool: WorkerPool) -> list[int]:
+def boxes(pool: Pool) -> list[int]:
     """The first processes of the boxes that live now."""
     found = []
     for pid in (p for worker in pool.pids for p in processes.descendants(worker)):
@@ -31,7 +30,7 @@ def boxes(pool: WorkerPool) -> list[int]:
 def test_kill_9_of_boxes_is_an_infra_error_that_is_run_again(tmp_path: Path) -> None:
     watched: list[int] = []
 
-    def kill(pool: WorkerPool) -> bool:
+    def kill(pool: Pool) -> bool:
         for pid in boxes(pool):
             with suppress(ProcessLookupError):  # its episode has just ended
                 box = os.pidfd_open(pid)
@@ -42,6 +41,6 @@ def test_kill_9_of_boxes_is_an_infra_error_that_is_run_again(tmp_path: Path) -> 
     def left(_: object) -> int:
         return sum(not select.select([fd], [], [], 10)[0] for fd in watched)
 
-    record("box", nothing_is_lost(tmp_path / "s", "bubblewrap", kill, left))
+    record("box", nothing_is_lost(tmp_path / "s", pool_of("bubblewrap"), kill, left))
     for fd in watched:
         os.close(fd)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,32 +13,42 @@ from typing import Any
 
 import pytest
 
-from envfarm.worker.pool import WorkerPool
+from envfarm.farm.client import KeeperClient
+from envfarm.farm.daemon import bring_up
+from envfarm.farm.file import read_farm
+from envfarm.farm.pool import FarmPool
 from tests import testbed
+from tests.envfarm.farm.helpers import up, write_farm
 from tests.faults import record
-from tests.rollout.box_deaths import Played, nothing_is_lost
-from tests.testbed import Part, needs_root, own_testbed
+from tests.rollout.box_deaths import SHELL, Played, Pool, nothing_is_lost, pool_of
+from tests.testbed import Boxes, Part, needs_root, own_testbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-Boxes = Callable[[set[int]], list[dict[str, Any]]]
+BoxesOf = Callable[[set[int]], Boxes]
 
 
-def a_box_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, process_of: Callable[[Any], int | None]) -> None:
-    def kill(pool: WorkerPool) -> bool:
-        killed = 0
-        for process in filter(None, map(process_of, boxes(set(pool.pids)))):
-            with suppress(ProcessLookupError):  # its episode has just ended
+def a_box_is_killed(what: str, folder: Path, backend: str, boxes: BoxesOf, process_of: Callable[[Any], int | None]) -> None:
+    old: set[str] | None = None
+
+    def kill(pool: Pool) -> bool:
+        """One that has just come up: of others the episode may be over."""
+        nonlocal old
+        found = boxes(set(pool.pids))
+        if old is None:
+            old = set(found)
+        for process in filter(None, (process_of(found[name]) for name in found.keys() - old)):
+            with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-                killed += 1
-        return killed > 0
+                return True
+        return False
 
-    record(what, nothing_is_lost(folder, backend, kill, lambda played: left(boxes, played)))
+    record(what, nothing_is_lost(folder, pool_of(backend), kill, lambda played: left(boxes, played)))
 
 
-def a_part_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, name: str) -> None:
+def a_part_is_killed(what: str, folder: Path, backend: str, boxes: BoxesOf, name: str) -> None:
     part = Part(name)
 
-    def kill(pool: WorkerPool) -> bool:
+    def kill(pool: Pool) -> bool:
         if not boxes(set(pool.pids)):
             return False
         part.kill()
@@ -46,11 +58,11 @@ def a_part_is_killed(what: str, folder: Path, backend: str, boxes: Boxes, name: 
         part.back()
         return left(boxes, played)
 
-    record(what, nothing_is_lost(folder, backend, kill, left_when_back))
+    record(what, nothing_is_lost(folder, pool_of(backend), kill, left_when_back))
 
 
-def left(boxes: Boxes, played: Played) -> int:
-    return testbed.until_none(lambda: boxes(played.workers))
+def left(boxes: BoxesOf, played: Played) -> int:
+    return testbed.until_none(lambda: len(boxes(played.workers)))
 
 
 @pytest.mark.docker
@@ -64,6 +76,39 @@ def test_kill_9_of_a_containers_process(tmp_path: Path) -> None:
 @own_testbed
 def test_kill_9_of_dockerd(tmp_path: Path) -> None:
     a_part_is_killed("dockerd", tmp_path / "s", "docker", testbed.containers, "dockerd")
+
+
+KEPT = '  - {environments: ["coding/*"], workers: 1, boxes: {min: 0, max: 8, warm: 2}}\n'
+
+
+def leased() -> int:
+    async def ask() -> int:
+        async with KeeperClient.of("lab") as keeper:
+            (pool,) = (await keeper.status()).pools
+            assert pool.boxes is not None
+            return pool.boxes.leased
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.docker
+def test_kill_9_of_a_farms_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers die with it, and a run waits for the next."""
+    file = write_farm(tmp_path, pools=KEPT, target="{docker: {workers: process}}")
+    with up(file, monkeypatch) as first:
+
+        def kill(pool: Pool) -> bool:
+            ended = os.pidfd_open(first.pid)
+            os.kill(first.pid, signal.SIGKILL)
+            select.select([ended], [], [])
+            os.close(ended)
+            bring_up(file, read_farm(file), None, None)
+            return True
+
+        def left_of_it(played: Played) -> int:
+            return testbed.until_none(lambda: len(testbed.containers({first.pid}))) + testbed.until_none(leased)
+
+        record("farm's keeper", nothing_is_lost(tmp_path / "s", lambda: FarmPool([SHELL], "lab"), kill, left_of_it))
 
 
 @pytest.mark.kubernetes

@@ -6,7 +6,7 @@ rows. Here every token, of a prompt or of a reply, takes the same path:
 - linear layers run on a multiple of `ROWS` rows with the weights laid out `[in, out]`; there each element is one sum
   in the order of the inner dimension, whatever the number of rows;
 - attention treats a token's heads as rows, padded to a multiple of `QUERIES`, over keys padded to a multiple of
-  `KEY_STEP`; masked keys add exact zeros at the end of each sum;
+  `KEY_STEP`, `SECTION` of them in one product; masked keys add exact zeros at the end of each sum;
 - everything else is elementwise or a sum within one row.
 
 What libraries promise of this is nothing, so `probe.py` measures it on this machine when an engine starts, and the
@@ -34,6 +34,7 @@ from rollout.engines.torch.model import inverse_frequencies
 
 ROWS = 16
 QUERIES = 4  # an attention has a multiple of this many: some libraries add up in another order for a last block of fewer
+SECTION = 192  # keys; where a longer sum is cut depends, in some libraries, on its length. A multiple of `KEY_STEP`
 
 
 @dataclass
@@ -170,8 +171,32 @@ def _attend(q: Tensor, cache: Lanes, layer: int, part: Attend) -> Tensor:
     if more := -rows % QUERIES:
         q = F.pad(q, (0, 0, 0, more))
         mask = mask if mask.shape[2] == 1 else F.pad(mask, (0, 0, 0, more))
-    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=1.0)[:, :, :rows]
+    out = _over_keys(q, keys, values, mask)[:, :, :rows]
     out = out.unflatten(2, (groups, part.columns)).permute(0, 3, 1, 2, 4).reshape(cells, -1)
     if part.unpad is not None:
         return out.index_select(0, part.unpad)
     return out if n == cells else F.pad(out, (0, 0, 0, n - cells))
+
+
+def _over_keys(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """`[S, K, rows, D]` queries over `[S, K, keys, D]`, section by section; what a row is not shown changes no bit of it."""
+    out, total = _section(q, keys, values, mask, 0)
+    if keys.shape[2] <= SECTION:
+        return out
+    norm = torch.ones_like(total)
+    for start in range(SECTION, keys.shape[2], SECTION):
+        more, other = _section(q, keys, values, mask, start)
+        highest = torch.maximum(total, other)
+        old, new = (total - highest).exp_(), (other - highest).exp_()
+        out, norm, total = out * old[..., None] + more * new[..., None], norm * old + new, highest
+    return out / norm[..., None]
+
+
+def _section(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The section of keys from `start` on: its result, and the logarithm of the sum of its scores' exponentials
+    `[S, K, rows]`; for a row that is shown none of them, 0 and minus infinity."""
+    here = slice(start, start + SECTION)
+    out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, keys[:, :, here], values[:, :, here], attn_mask=mask[..., here], scale=1.0
+    )
+    return out, total + mask[..., start]

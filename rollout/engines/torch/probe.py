@@ -1,7 +1,8 @@
 """Is this engine batch-invariant on this machine? Measured when it starts, not believed.
 
-One sequence is scored as decode would (token by token), in pieces of several sizes, and beside other sequences; every
-logprob must agree to the last bit. A library that picks another kernel for another number of rows is found out here.
+One sequence is scored as decode would (token by token), in pieces of several sizes, and beside other sequences, also
+much longer ones; every logprob must agree to the last bit. A library that picks another kernel for another number of
+rows or keys is found out here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rollout.engines.torch.kernels import Weights, forward
 from rollout.engines.torch.planning import decode, plan, prefill
 
 LENGTH = 19  # not a multiple of anything
+LONGEST = 400
 LAYERS = 2  # all layers have the same shapes, and a library's choice depends on these alone
 
 
@@ -33,8 +35,13 @@ def batch_invariant(config: ModelConfig, weights: Weights) -> bool:
     for others in (7, 64):
         if not torch.equal(_decoded(config, weights, tokens[:others])[0], reference):
             return False
-    return all(torch.equal(_prefilled(config, weights, tokens[:n], piece), reference)
-               for n, piece in ((1, 7), (1, 64), (7, 16), (64, 19)))  # fmt: skip
+    if not all(torch.equal(_prefilled(config, weights, tokens[:n], piece), reference)
+               for n, piece in ((1, 7), (1, 64), (7, 16), (64, 19))):  # fmt: skip
+        return False
+    longest = min(LONGEST, config.max_len - 1, len(weights.rotary) - 1)
+    tokens = rng.integers(0, config.vocab, size=(2, longest))
+    return all(torch.equal(_continued(config, weights, tokens, [n, longest]), _continued(config, weights, tokens[:1], [n]))
+               for n in (longest // 3, longest // 2))  # fmt: skip
 
 
 def _decoded(config: ModelConfig, weights: Weights, tokens: np.ndarray) -> Tensor:
@@ -61,3 +68,13 @@ def _prefilled(config: ModelConfig, weights: Weights, tokens: np.ndarray, piece:
         assert len(parts) == 1  # so short a sequence is not cut
         out.append(forward(weights, cache, plan(parts, wanted=1))[:count])
     return torch.cat(out)
+
+
+def _continued(config: ModelConfig, weights: Weights, tokens: np.ndarray, lengths: list[int]) -> Tensor:
+    """Logits `[V]` of the first sequence's last token, decoded beside the others'; `lengths` counts each one's tokens."""
+    cache = Lanes(config, len(tokens), tokens.shape[1])
+    lanes, ends = np.arange(len(tokens)), np.array(lengths)
+    cache.tokens[:, : tokens.shape[1]] = tokens
+    forward(weights, cache, plan(prefill(cache, lanes, np.zeros_like(ends), ends - 1), wanted=0))
+    part = decode(cache, lanes, ends)
+    return forward(weights, cache, plan([part], wanted=1))[part.rows[0]]

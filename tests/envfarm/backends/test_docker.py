@@ -147,6 +147,22 @@ def test_what_could_not_be_removed_the_reaper_removes() -> None:
 
 
 @on_engine
+def test_what_a_closed_backend_left_takes_no_box_of_the_next() -> None:
+    async def close_and_leave(backend: DockerBackend) -> Any:
+        await backend.start(SMALL)
+        backend.leave("box-that-is-gone")
+        return backend._reaper._process
+
+    async def use(backend: DockerBackend) -> bytes:
+        box = await backend.start(SMALL)
+        await asyncio.to_thread(reaper.wait, 60)
+        return (await box.exec("echo kept")).stdout
+
+    reaper = with_backend(DockerBackend, close_and_leave)
+    assert with_backend(DockerBackend, use) == b"kept\n"
+
+
+@on_engine
 def test_a_cancelled_start_leaves_nothing() -> None:
     async def use(backend: DockerBackend) -> None:
         await backend.probe()

@@ -55,8 +55,7 @@ def test_what_the_agent_does_to_its_box_is_its_own_doing(trick: str) -> None:
 
 
 async def process_of(backend: KubernetesBackend, box: Box) -> int:
-    (pod,) = [p for p in testbed.pods({os.getpid()}) if p["metadata"]["name"] == box.id]
-    process = testbed.process_of_pod(pod)
+    process = testbed.process_of_pod(testbed.pods({os.getpid()})[box.id])
     assert process is not None
     return process
 
@@ -84,7 +83,7 @@ def test_a_deleted_pod_and_a_deadline_are_deaths_of_the_farm() -> None:
 
 def test_nothing_outlives_a_killed_owner() -> None:
     def boxes_of(pid: int) -> list[str]:
-        return [pod["metadata"]["labels"][OWNER] for pod in testbed.pods({pid})]
+        return [pod["metadata"]["labels"][OWNER] for pod in testbed.pods({pid}).values()]
 
     until_gone(remote_scenes.an_owner_is_killed("kubernetes", boxes_of)[0])
 

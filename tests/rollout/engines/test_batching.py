@@ -92,16 +92,17 @@ def test_a_row_is_bit_equal_in_any_company(data: st.DataObject) -> None:
     model = data.draw(st.sampled_from([DEMO, UNTIED]))
     count = data.draw(st.integers(1, 20))
     looked_at = [request(p, max_tokens=12, seed=50 + i, temperature=t, top_p=q)
-                 for i, (p, t, q) in enumerate(zip(prompts(7, 4, model.config.vocab), (1.0, 0.7, 1.0, 0.0), (1, 1, 0.8, 1),
-                                               strict=True))]  # fmt: skip
-    reference = [run(runner(model), [r])[0] for r in looked_at]
+                 for i, (p, t, q) in enumerate(zip(prompts(7, 4, model.config.vocab, 1, 200), (1.0, 0.7, 1.0, 0.0),
+                                                   (1, 1, 0.8, 1), strict=True))]  # fmt: skip
+    reference = [run(runner(model, context=400), [r])[0] for r in looked_at]
     busy = runner(
         model,
+        context=400,
         lanes=data.draw(st.integers(1, 12)),
         prefill_chunk=data.draw(st.integers(1, 40)),
         prefill_rows=data.draw(st.integers(1, 100)),
     )
-    company = prompts(data.draw(st.integers(0, 99)), count, model.config.vocab)
+    company = prompts(data.draw(st.integers(0, 99)), count, model.config.vocab, 1, data.draw(st.sampled_from([90, 390])))
     if data.draw(st.booleans()):  # some companions share prefixes with the rows
         company += [[*r.prompt[: 1 + len(r.prompt) // 2].tolist(), 1, 2] for r in looked_at]
     arriving = [request(p, max_tokens=1 + i % 9, seed=i, temperature=0.5) for i, p in enumerate(company)] + looked_at
