@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -106,7 +107,11 @@ class Part:
 
     def kill(self) -> None:
         """With -9; it is started again in the background."""
-        os.kill(int(self._pid.read_text()), signal.SIGKILL)
+        killed = int(self._pid.read_text())
+        ended = os.pidfd_open(killed)
+        os.kill(killed, signal.SIGKILL)
+        select.select([ended], [], [])  # it holds its port and its lock until then
+        os.close(ended)
         self._starting = subprocess.Popen(self._start, stdout=subprocess.DEVNULL)
 
     def back(self) -> None:

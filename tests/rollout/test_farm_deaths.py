@@ -120,6 +120,6 @@ def test_kill_9_of_a_pods_process(tmp_path: Path) -> None:
 @pytest.mark.kubernetes
 @pytest.mark.alone
 @own_testbed
-@pytest.mark.parametrize(("killed", "name"), [("kubelet", "kubelet"), ("API server", "apiserver")])
+@pytest.mark.parametrize(("killed", "name"), [("kubelet", "kubelet"), ("API server", "apiserver")], ids=["kubelet", "API server"])
 def test_kill_9_of_a_part_of_the_cluster(killed: str, name: str, tmp_path: Path) -> None:
     a_part_is_killed(killed, tmp_path / "s", "kubernetes", testbed.pods, name)
