@@ -196,15 +196,15 @@ def test_an_environment_installed_beside_the_workers_is_served_without_being_bro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site"  # as a wheel leaves it
-    package, info = site / "their_worlds", site / "their_worlds-1.0.dist-info"
+    package, info = site / "lab_worlds", site / "lab_worlds-1.0.dist-info"
     shutil.copytree(LAMP.parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").write_text("")
     (package / "lamp.yaml").write_text(
-        (package / "lamp.yaml").read_text().replace("toy/lamp-v0", "lab/lamp-v0").replace("./lamp.py:", "their_worlds.lamp:")
+        (package / "lamp.yaml").read_text().replace("toy/lamp-v0", "lab/lamp-v0").replace("./lamp.py:", "lab_worlds.lamp:")
     )
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-worlds\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[envfarm.environments]\ntheirs = their_worlds\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-worlds\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[envfarm.environments]\nlab = lab_worlds\n")
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.syspath_prepend(str(site))
 
