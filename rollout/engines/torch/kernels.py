@@ -186,6 +186,7 @@ def _over_keys(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     norm = torch.ones_like(total)
     for start in range(SECTION, keys.shape[2], SECTION):
         more, other = _section(q, keys, values, mask, start)
+        other = other + mask[..., start]  # minus infinity for a row that is shown none of them
         highest = torch.maximum(total, other)
         old, new = (total - highest).exp_(), (other - highest).exp_()
         out, norm, total = out * old[..., None] + more * new[..., None], norm * old + new, highest
@@ -194,9 +195,8 @@ def _over_keys(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 
 def _section(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Tensor]:
     """The section of keys from `start` on: its result, and the logarithm of the sum of its scores' exponentials
-    `[S, K, rows]`; for a row that is shown none of them, 0 and minus infinity."""
+    `[S, K, rows]`; for a row that is shown none of them, 0 and nothing that means anything."""
     here = slice(start, start + SECTION)
-    out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, keys[:, :, here], values[:, :, here], attn_mask=mask[..., here], scale=1.0
     )
-    return out, total + mask[..., start]
