@@ -4,16 +4,7 @@
 # missing or when this recipe changed.
 # usage: gvisor-build.sh     root, Debian bookworm with runsc installed; prints the path of the binary
 set -euo pipefail
-CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/envfarm/testbed
-KEY=$(sed -n '/^# recipe$/,/^# end of recipe$/p' "$0" | sha256sum | cut -c1-12)
-OUT=$CACHE/runsc-$KEY
-if [ -x "$OUT" ]; then
-  echo "$OUT"
-  exit
-fi
-mkdir -p "$CACHE"
-W=$(mktemp -d "$CACHE/building.XXXXXX")
-trap 'chmod -R u+w "$W"; rm -rf "$W"' EXIT
+. "$(dirname "$0")/cached.sh" runsc
 {
 # recipe
 packages="golang-1.19-go golang-gvisor-gvisor-dev"

@@ -3,22 +3,7 @@
 # and kept outside the clone; made again when they are missing or when this recipe changed. One that was interrupted goes on.
 # usage: k8s-build.sh     root, Debian bookworm; prints the folder of the binaries
 set -euo pipefail
-CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/envfarm/testbed
-KEY=$(sed -n '/^# recipe$/,/^# end of recipe$/p' "$0" | sha256sum | cut -c1-12)
-OUT=$CACHE/kubernetes-$KEY
-if [ -x "$OUT/kubelet" ]; then
-  echo "$OUT"
-  exit
-fi
-mkdir -p "$CACHE"
-exec 9>"$CACHE/lock"
-flock 9 # somebody else may be at it
-if [ -x "$OUT/kubelet" ]; then
-  echo "$OUT"
-  exit
-fi
-W=$(mktemp -d "$CACHE/building.XXXXXX")
-trap 'chmod -R u+w "$W"; rm -rf "$W"' EXIT
+. "$(dirname "$0")/cached.sh" kubernetes kubelet
 {
 # recipe
 packages="dpkg-dev golang-1.19-go golang-github-modern-go-reflect2-dev golang-github-json-iterator-go-dev"
