@@ -107,7 +107,7 @@ class Stock:
         """A leased box whose lease is over is removed and replaced. Returns whether it was one of these."""
         bare = self._release(box)
         if bare is not None:
-            self._later(self._remove(bare))
+            self._leave(bare)
         return bare is not None
 
     def _release(self, box: str) -> Bare | None:
@@ -118,8 +118,8 @@ class Stock:
 
     def resize(self, sizes: BoxesFile) -> None:
         self.sizes = sizes
-        while self._count() > sizes.max and (shelf := next(filter(None, self._free.values()), None)):
-            self._later(self._remove(shelf.pop()))
+        while self._count() - self._leaving > sizes.max and (shelf := next(filter(None, self._free.values()), None)):
+            self._leave(shelf.pop())
         self.balance()
 
     def replace(self, dead: set[str]) -> None:
@@ -127,7 +127,7 @@ class Stock:
         for spec, shelf in self._free.items():
             for bare in [b for b in shelf if b.name in dead or b.until < time.time() + spec.lifetime_s]:
                 shelf.remove(bare)
-                self._later(self._remove(bare))
+                self._leave(bare)
         self.balance()
 
     def free_names(self) -> set[str]:
@@ -178,7 +178,7 @@ class Stock:
         """Have a free box of a kind that nobody waits for ended; there is room once it is gone."""
         for spec, shelf in self._free.items():
             if shelf and not asked[spec]:
-                self._later(self._remove(shelf.pop()))
+                self._leave(shelf.pop())
                 break
 
     async def _make(self, spec: BoxSpec) -> None:
@@ -224,9 +224,13 @@ class Stock:
     def _shelf(self, spec: BoxSpec) -> deque[Bare]:
         return self._free.setdefault(spec, deque())
 
+    def _leave(self, bare: Bare) -> None:
+        """Counted until it is gone."""
+        self._leaving += 1
+        self._later(self._remove(bare))
+
     async def _remove(self, bare: Bare) -> None:
         """The box, and what the book still says of it."""
-        self._leaving += 1
         try:
             await self._forget(bare)
         finally:
@@ -253,4 +257,6 @@ class Stock:
         self._leased.clear()
         self._first.clear()
         self._free.clear()
-        await asyncio.gather(*(self._remove(bare) for bare in boxes), return_exceptions=True)
+        for bare in boxes:
+            self._leave(bare)
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -173,18 +173,19 @@ def test_a_lease_that_is_called_off_as_it_comes_leaves_its_box_for_the_next(tmp_
 
 def test_free_boxes_that_died_or_are_old_are_replaced(tmp_path: Path) -> None:
     async def replace() -> None:
-        stock, maker = stock_of(tmp_path, ONE, warm=2)
+        stock, maker = stock_of(tmp_path, ONE, warm=2, max=2)
         maker.lifetime_s = ONE.lifetime_s - 1
         stock.balance()
         await until(lambda: stock.counts().free == 2)
         old = stock.free_names()
         maker.lifetime_s = 1e6
         stock.replace(dead=set())
+        assert stock.counts().making == 0  # not before there is room
         await until(lambda: stock.counts().free == 2 and not old & maker.live.keys())
         (dead, alive) = sorted(stock.free_names())
         stock.replace(dead={dead})
         await until(lambda: stock.counts().free == 2 and dead not in maker.live)
-        assert alive in stock.free_names()
+        assert alive in stock.free_names() and maker.most <= 2
         await stock.close()
 
     asyncio.run(replace())
