@@ -1,7 +1,7 @@
 """`docs/own_environment.md`, typed as it stands: here, with a farm in Docker, and with pods.
 
 Changed on the way are the farm's name, so that two of these do not meet, and the digest, as the page says. Left out is the first
-`pip install`: that package is among the tests' own. The second one puts the wheel into a folder, not into what these tests run in.
+`pip install`: that package is among the tests' own. The second one puts the wheel into a folder, not beside these tests.
 """
 
 from __future__ import annotations

@@ -187,9 +187,10 @@ class FarmPool:
                 if not protocol.as_words(await channel.ask(Bring(spec.hash))):
                     protocol.as_words(await channel.ask(Bring(spec.hash, self._bundle(spec))))
         except MissingDependencyError as error:
-            here = re.sub(rf"\S*/{self._bundle(spec).digest}\b", str(spec.folder), str(error))  # the bundle's place is the worker's
+            unpacked = rf"\S*/{self._bundle(spec).digest}\b"  # where the worker has it
+            said = re.sub(unpacked, lambda _: str(spec.folder), str(error))
             raise MissingDependencyError(
-                f"a worker of farm {self._named} cannot play {spec.id}: {here}. {self._mend(spec)}"
+                f"a worker of farm {self._named} cannot play {spec.id}: {said}. {self._mend(spec)}"
             ) from None
         finally:
             channel.close()
@@ -211,6 +212,5 @@ class FarmPool:
             return "Workers are processes beside the keeper: install it there, then bring the farm up again"
         wanted = " ".join(f"--install {requirement!r}" for requirement in spec.requires)
         what = "pods" if self._farm.kind == "kubernetes" else "containers"
-        return (
-            f"For workers in {what} that is `envfarm image build --worker --engine {wanted}`, and the farm brought up with that image"
-        )
+        command = f"envfarm image build --worker --engine {wanted}"
+        return f"For workers in {what} that is `{command}`, and the farm brought up with that image"

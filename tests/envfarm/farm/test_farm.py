@@ -133,7 +133,8 @@ def test_what_is_missing_beside_the_workers_is_named(farm: Running, tmp_path: Pa
         spec = load_spec(file)
         pool = FarmPool([spec], farm.farm)
         await pool.start()
-        said = rf"cannot play toy/needy-v0: {re.escape(str(file))}:\d+:\d+: .*requires 'nothing-of-this-name>=2'.*install it there"
+        place = rf"cannot play toy/needy-v0: {re.escape(str(file))}:\d+:\d+"
+        said = rf"{place}: .*requires 'nothing-of-this-name>=2'.*install it there"
         with pytest.raises(MissingDependencyError, match=said):
             await pool.session(spec.id)
         await pool.close()
