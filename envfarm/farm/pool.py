@@ -208,9 +208,10 @@ class FarmPool:
 
     def _mend(self, spec: EnvSpec) -> str:
         assert self._farm is not None
-        if self._farm.kind == "bubblewrap" or (self._farm.target.docker and self._farm.target.docker.workers == "process"):
+        docker = self._farm.target.docker
+        if not self._farm.in_cluster and (docker is None or docker.workers == "process"):
             return "Workers are processes beside the keeper: install it there, then bring the farm up again"
         wanted = " ".join(f"--install {requirement!r}" for requirement in spec.requires)
-        what = "pods" if self._farm.kind == "kubernetes" else "containers"
+        what = "pods" if self._farm.in_cluster else "containers"
         command = f"envfarm image build --worker --engine {wanted}"
         return f"For workers in {what} that is `{command}`, and the farm brought up with that image"

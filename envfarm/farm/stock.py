@@ -118,7 +118,7 @@ class Stock:
 
     def resize(self, sizes: BoxesFile) -> None:
         self.sizes = sizes
-        while self._count() - self._leaving > sizes.max and (shelf := next(filter(None, self._free.values()), None)):
+        while self._staying() > sizes.max and (shelf := next(filter(None, self._free.values()), None)):
             self._leave(shelf.pop())
         self.balance()
 
@@ -219,7 +219,10 @@ class Stock:
         )  # fmt: skip
 
     def _count(self) -> int:
-        return sum(map(len, self._free.values())) + len(self._leased) + self._making.total() + self._leaving
+        return self._staying() + self._leaving
+
+    def _staying(self) -> int:
+        return sum(map(len, self._free.values())) + len(self._leased) + self._making.total()
 
     def _shelf(self, spec: BoxSpec) -> deque[Bare]:
         return self._free.setdefault(spec, deque())
