@@ -14,6 +14,7 @@ from envfarm.backends.kubernetes_manifest import CONTAINER
 from envfarm.backends.kubernetes_watch import PodWatch
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.errors import BoxUnavailableError, InfraError, NoRoomError
+from envfarm.images.build import how_to_build
 
 _START_S = 600.0
 """A node may have to get the image first."""
@@ -116,8 +117,9 @@ class PodStreams(AttachedPod):
             return
         image = self._manifest["spec"]["containers"][0]["image"]
         if pod is not None and (said := states.no_image(pod)) is not None:
+            made = f"{how_to_build(image, '--engine')}, then " if image.startswith("envfarm/") else ""
             raise BoxUnavailableError(
-                f"no node of the cluster has or can get the image {image!r} ({said}): put it into a registry that the nodes "
+                f"no node of the cluster has or can get the image {image!r} ({said}): {made}put it into a registry that the nodes "
                 f"reach, or into their containerd (`docker save {image} | ctr -n k8s.io images import -`)"
             )
         if pod is not None and (said := states.unschedulable(pod)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,36 @@ def test_a_missing_image_or_runtime_is_named() -> None:
         with_backend(DockerBackend, lambda b: b.start(msgspec.structs.replace(SMALL, image="lab/none")))
     with pytest.raises(BoxUnavailableError, match="no runtime 'kata'"):
         with_backend(DockerBackend, lambda b: b.probe(), runtime="kata")
+
+
+@on_engine
+def test_a_box_larger_than_the_machine_is_refused_with_what_it_asks_for() -> None:
+    with pytest.raises(BoxUnavailableError, match=r"asks for cpu 1000, .*Range of CPUs.*Ask for less under `sandbox`"):
+        with_backend(DockerBackend, lambda b: b.start(msgspec.structs.replace(SMALL, cpu=1000.0)))
+
+
+@needs_root
+def test_a_socket_that_this_user_may_not_open_is_named() -> None:
+    """The other user's process imports everything as root first: the interpreter may be root's alone."""
+    code = """
+import os, tempfile, socket, docker
+from envfarm.backends.docker import connect
+folder = tempfile.mkdtemp(dir="/tmp")
+os.chmod(folder, 0o755)
+where = os.environ["DOCKER_HOST"] = f"unix://{folder}/engine.sock"
+with socket.socket(socket.AF_UNIX) as engine:
+    engine.bind(where.removeprefix("unix://"))
+    engine.listen()
+    os.seteuid(65534)
+    try:
+        connect()
+    finally:
+        os.seteuid(0)
+        os.unlink(f"{folder}/engine.sock")
+        os.rmdir(folder)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "this user may not use the Docker engine at unix:///tmp/" in done.stderr and "usermod -aG docker" in done.stderr
 
 
 def test_it_is_found_by_name() -> None:

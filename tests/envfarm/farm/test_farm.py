@@ -187,6 +187,9 @@ def test_a_second_farm_of_that_name_and_a_port_in_use(farm: Running, tmp_path: P
         taken.listen()
         with pytest.raises(UserError, match="is in use; choose another with --listen"):
             bring_up(other, read_farm(other), None, f"127.0.0.1:{taken.getsockname()[1]}")
+    for nowhere in ("127.0.0.1", "127.0.0.1:70000"):
+        with pytest.raises(UserError, match="--listen: expected HOST:PORT with a port up to 65535, found"):
+            bring_up(other, read_farm(other), None, nowhere)
     with pytest.raises(UserError, match="no farm 'other' is up"):
         Home("other").running()
     assert Home("lab").running() == farm
@@ -282,5 +285,5 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         run.write_text(text + "workers: 3\n")
         assert "`farm` has workers and boxes of its own: leave out `workers`" in envfarm("rollout", str(run), code=2)
     finally:
-        assert "farm lab is down" in envfarm("farm", "down", "lab")
+        assert "is down" in envfarm("farm", "down", str(file))
     assert "no farm 'lab' is up" in envfarm("farm", "status", "lab", code=2)
