@@ -119,8 +119,8 @@ class PodStreams(AttachedPod):
         if pod is not None and (said := states.no_image(pod)) is not None:
             made = f"{how_to_build(image, '--engine')}, then " if image.startswith("envfarm/") else ""
             raise BoxUnavailableError(
-                f"no node of the cluster has or can get the image {image!r} ({said}): {made}put it into a registry that the nodes "
-                f"reach, or into their containerd (`docker save {image} | ctr -n k8s.io images import -`)"
+                f"no node of the cluster has or can get the image {image!r} ({said}): {made}put it into a registry that the "
+                f"nodes reach, or into their containerd (`docker save {image} | ctr -n k8s.io images import -`)"
             )
         if pod is not None and (said := states.unschedulable(pod)) is not None:
             asked = self._manifest["spec"]["containers"][0]["resources"]["requests"]

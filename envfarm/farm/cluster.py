@@ -26,7 +26,8 @@ async def bring_up(farm: FarmFile) -> list[str]:
     """Apply the farm. The cluster starts it in its own time. Returns the kinds that a cluster of this version does not know,
     which are left out: only budgets for disruptions are new enough for that.
 
-    Raises: BoxUnavailableError where no cluster answers, or it does not know this user; UserError for what it refuses: which object, which verb.
+    Raises: BoxUnavailableError where no cluster answers, or it does not know this user;
+    UserError for what it refuses: which object, which verb.
     """
     async with _Cluster() as cluster:
         unknown: dict[str, None] = {}
