@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -132,7 +133,9 @@ def test_what_is_missing_beside_the_workers_is_named(farm: Running, tmp_path: Pa
         spec = load_spec(file)
         pool = FarmPool([spec], farm.farm)
         await pool.start()
-        with pytest.raises(MissingDependencyError, match=r"toy/needy-v0 requires 'nothing-of-this-name>=2'.*install it there"):
+        place = rf"cannot play toy/needy-v0: {re.escape(str(file))}:\d+:\d+"
+        said = rf"{place}: .*requires 'nothing-of-this-name>=2'.*install it there"
+        with pytest.raises(MissingDependencyError, match=said):
             await pool.session(spec.id)
         await pool.close()
 
