@@ -80,13 +80,12 @@ class BubblewrapBackend:
 
     async def probe(self) -> None:
         """Start the smallest sandbox with the same namespaces. Raises BoxUnavailableError with what to do."""
-        for _ in range(_TRIES):
+        for left in reversed(range(_TRIES)):
             said = await self._tried()
             if said is None:
                 return
-            if not _MOUNTS_CHANGED.search(said):
-                break
-        raise BoxUnavailableError(advice(said))
+            if not left or not _MOUNTS_CHANGED.search(said):
+                raise BoxUnavailableError(advice(said))
 
     async def _tried(self) -> str | None:
         """What bwrap complains about; None where it made the sandbox."""
