@@ -20,6 +20,7 @@ from envfarm.box import Box
 from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
+from tests import testbed
 from tests.envfarm.backends import remote_scenes
 from tests.envfarm.backends.remote_scenes import with_backend
 from tests.testbed import needs_root, require_gvisor
@@ -148,19 +149,8 @@ def test_what_could_not_be_removed_the_reaper_removes() -> None:
 
 
 @on_engine
-def test_what_a_closed_backend_left_takes_no_box_of_the_next() -> None:
-    async def close_and_leave(backend: DockerBackend) -> Any:
-        await backend.start(SMALL)
-        backend.leave("box-that-is-gone")
-        return backend._reaper._process
-
-    async def use(backend: DockerBackend) -> bytes:
-        box = await backend.start(SMALL)
-        await asyncio.to_thread(reaper.wait, 60)
-        return (await box.exec("echo kept")).stdout
-
-    reaper = with_backend(DockerBackend, close_and_leave)
-    assert with_backend(DockerBackend, use) == b"kept\n"
+def test_reapers_take_their_own_alone() -> None:
+    remote_scenes.reapers_take_their_own_alone(DockerBackend, lambda pid: list(testbed.containers({pid})))
 
 
 @on_engine

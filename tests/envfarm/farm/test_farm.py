@@ -244,7 +244,7 @@ def test_nothing_is_left_of_a_keeper_that_is_killed_and_a_run_goes_on_with_the_n
         with pytest.raises(UserError, match=rf"keeper of farm 'lab' \(pid {first.pid}\) is gone"):
             Home("lab").running()
         await session.close()
-        await asyncio.to_thread(bring_up, file, read_farm(file), None)
+        await asyncio.to_thread(bring_up, file, read_farm(file), None, first.url.removeprefix("http://"))  # its token is another
         session = await pool.session(spec.id)
         assert (await session.reset(spec.instance("train", 0))).text
         await session.close()
