@@ -18,12 +18,14 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.harness import Row, finish, row
 from benchmarks.leases import keeper_row, warm_pool_row
 from benchmarks.raw_boxes import RawContainer, RawPod
 from envfarm.backends.docker import DockerBackend
 from envfarm.backends.kubernetes import KubernetesBackend
+from envfarm.backends.kubernetes_api import connect
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import Box, BoxSpec
 from envfarm.errors import UserError
@@ -40,13 +42,25 @@ class Kind:
     program: str
     backend: Callable[..., RemoteBackend]
     raw: Callable[[BoxSpec], RawContainer | RawPod]
+    target: Callable[[], dict[str, Any]]
+    """Of a farm that has such boxes, its workers processes of this machine."""
     starts: int
     lease_ms: float
     many: int
 
 
-CONTAINERS = Kind("container", "docker", DockerBackend, RawContainer, starts=20, lease_ms=20, many=100)
-PODS = Kind("pod", "kubectl", KubernetesBackend, RawPod, starts=10, lease_ms=50, many=150)
+def docker_farm() -> dict[str, Any]:
+    return {"docker": {"workers": "process"}}
+
+
+def kubernetes_farm() -> dict[str, Any]:
+    """In the namespace of the other rows."""
+    namespace = connect()[1]
+    return {"kubernetes": {"namespace": namespace, "box_namespace": namespace, "workers": "process"}}
+
+
+CONTAINERS = Kind("container", "docker", DockerBackend, RawContainer, docker_farm, starts=20, lease_ms=20, many=100)
+PODS = Kind("pod", "kubectl", KubernetesBackend, RawPod, kubernetes_farm, starts=10, lease_ms=50, many=150)
 
 
 async def ms(work: Callable[[], Awaitable[object]]) -> float:
@@ -136,9 +150,10 @@ async def rows_of(kind: Kind) -> list[Row]:
         rows = [await start_row(kind, backend), await command_row(kind, backend), *await many_rows(kind, backend)]
     finally:
         await backend.close()
-    leases = [await warm_pool_row(kind.name, kind.backend, SPEC, kind.starts, kind.lease_ms)]
-    if kind is CONTAINERS:  # a keeper of pods is a pod itself
-        leases.append(await keeper_row(kind.name, kind.starts, kind.lease_ms))
+    leases = [
+        await warm_pool_row(kind.name, kind.backend, SPEC, kind.starts, kind.lease_ms),
+        await keeper_row(kind.name, kind.target(), kind.starts, kind.lease_ms),
+    ]
     return [rows[0], *leases, *rows[1:]]
 
 

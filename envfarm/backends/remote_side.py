@@ -7,7 +7,7 @@ process of the agent's is left. What else appears on its stream was forged by th
 
 Process 1 cannot be killed from inside, this shell can: then a new one is opened (`remote_shell`), at the cost of one exec.
 `kill -9 -1` spares process 1 and whoever calls it, and the kernel does it in one stroke: no fork bomb is faster. Where the
-supervisor is not process 1 (`Streams.apart`) that ends the box as well.
+supervisor is not process 1 (`docker_gvisor`) that ends the box as well.
 
 Where the box has counters of its own (`/sys/fs/cgroup`, version 1 or 2) they are read; otherwise processes, their CPU seconds
 and private memory are summed up.
