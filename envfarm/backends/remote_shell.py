@@ -265,7 +265,7 @@ class RemoteShell:
     async def _exceeded(self, running: Running) -> LimitKind | None:
         if self._main.seen > FLOOD * self._spec.output_bytes:
             return "output"
-        return running.exceeds(await self._count("living 0; state", _LOOK_S), self._loop.time())
+        return running.exceeds(await self._count("look", _LOOK_S), self._loop.time())
 
     def _last_words(self, running: Running | None = None) -> ExecResult:
         """Of a box that is gone. Raises: BoxDied where that is not the agent's doing."""
