@@ -20,7 +20,7 @@ class Main:
         self.out = Channel(keep_bytes, self._secret)
         self.err = Channel(keep_bytes, self._secret)
         self._loop = asyncio.get_running_loop()
-        self._awaited: Callable[[], bool] = self._both_ended
+        self._awaited: Callable[[], bool] = lambda: False
         self._waiting: asyncio.Future[None] | None = None
         self._pipe: Pipe | None = None
         self._over = False
@@ -94,17 +94,23 @@ class Main:
         """Process 1 has said on one of the streams, or both, that the agent's shell ended."""
         return any(c.ended is not None and c.ended.shell_too for c in (self.out, self.err))
 
+    @property
+    def over(self) -> bool:
+        """Whether both streams have shown an end."""
+        return self.out.ended is not None and self.err.ended is not None
+
+    async def output_over(self, timeout_s: float) -> bool:
+        """Whether standard output has shown an end within that time. Raises: Lost."""
+        return await self._until(lambda: self.out.ended is not None, timeout_s)
+
     async def command_over(self, timeout_s: float) -> bool:
         """Whether both streams have shown an end within that time. Raises: Lost."""
-        return await self._until(self._both_ended, timeout_s)
+        return await self._until(lambda: self.over, timeout_s)
 
     async def shell_over(self, timeout_s: float) -> bool:
         """Whether both streams have said within that time that the shell ended. Raises: Lost."""
         both = (self.out, self.err)
         return await self._until(lambda: all(c.ended is not None and c.ended.shell_too for c in both), timeout_s)
-
-    def _both_ended(self) -> bool:
-        return self.out.ended is not None and self.err.ended is not None
 
     async def _until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """One waking, and no task or context for the time limit: this is what a command waits in."""

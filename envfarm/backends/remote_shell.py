@@ -1,7 +1,8 @@
 """The worker's end of a remote box's shell: `shell.Shell` over `Streams`.
 
 The life of a command: its frame is sent; output is collected as it comes; both streams show the end mark, or that the shell
-itself ended; the side shell kills leftovers and reads the counters, which say whether a limit explains the end. While a command
+itself ended; the side shell kills leftovers and reads the counters, which say whether a limit explains the end: it is asked once
+standard output has shown its end, and what it says counts where standard error has, too, by then. While a command
 runs it is looked at every `TICK_S` for wall clock, CPU seconds and what nobody counts here.
 
 Attribution. A box that dies because of its limits, or because the agent tampered with process 1, is the agent's doing: that
@@ -12,11 +13,10 @@ an end from outside (the container was killed, the engine is gone) or a box that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from envfarm.backends import remote_loop, shell_loop
 from envfarm.backends.outcome import KILLED
-from envfarm.backends.remote_loop import Ended
 from envfarm.backends.remote_main import Main
 from envfarm.backends.remote_running import Running
 from envfarm.backends.remote_second import Second
@@ -171,8 +171,8 @@ class RemoteShell:
             self._used = True
             running.deadline = self._loop.time() + limit_s
             async with asyncio.timeout(limit_s + _GIVE_UP_S):
-                ended = await self._converse(command, stdin_path, running)
-                self._state = after = await self._settle(ended)
+                self._main.start(command, stdin_path)
+                self._state = after = await self._see_through(running)
         except asyncio.CancelledError:
             await asyncio.shield(self._abandon())
             raise
@@ -185,13 +185,25 @@ class RemoteShell:
             return self._last_words(running)
         finally:
             self._running = None
-        return running.outcome(self._main, ended, after)
+        return running.outcome(self._main, after)
 
-    async def _converse(self, command: str, stdin_path: str, running: Running) -> Ended:
-        """Send a command and see it to its end, whatever that takes. Raises: Lost, SideLost, Spent."""
-        self._main.start(command, stdin_path)
+    async def _see_through(self, running: Running) -> State:
+        """A command to its end and that of what it left. Raises: Lost, SideLost, Spent.
+
+        The second shell is asked while standard error's end is still under way. Where that is not there when the answer comes,
+        the command may not have been over: then it is asked again.
+        """
+        await self._watch(self._main.output_over, running)
+        state = await self._settle()
+        if not self._main.over:
+            await self._watch(self._main.command_over, running)
+            state = await self._settle()
+        return state
+
+    async def _watch(self, over: Callable[[float], Awaitable[bool]], running: Running) -> None:
+        """Until it is over, whatever that takes. Raises: Lost, SideLost, Spent."""
         tick = _FIRST_TICK_S
-        while not await self._main.command_over(tick):
+        while not await over(tick):
             tick = TICK_S
             if running.limit is None:
                 running.limit = await self._exceeded(running)
@@ -200,9 +212,8 @@ class RemoteShell:
                     raise Spent
                 running.attempts, tick = running.attempts + 1, _SETTLE_S
                 await self._count("settle 0")
-        return self._main.ended
 
-    async def _settle(self, ended: Ended) -> State:
+    async def _settle(self) -> State:
         """End what the command left behind. Raises: Lost, SideLost, Spent."""
         spare = 0 if self._main.shell_ended() else self._pid
         state = await self._count(f"settle {spare}")
@@ -210,8 +221,8 @@ class RemoteShell:
             raise Spent
         if spare not in state.left:
             await self._both_dead()
-        elif ended.cwd is not None:
-            self._cwd = ended.cwd
+        elif self._main.ended.cwd is not None:
+            self._cwd = self._main.ended.cwd
         return state
 
     async def _both_dead(self) -> None:
