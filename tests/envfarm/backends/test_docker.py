@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from envfarm.backends import remote_side
 from envfarm.backends.docker import DockerBackend, GvisorBackend, connect, remove_left_over
 from envfarm.backends.local import backend_class
 from envfarm.backends.owners import BOX, DEADLINE, OWNER, owner_label, pid_of
 from envfarm.backends.sync import SyncBox
 from envfarm.box import Box
-from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
+from envfarm.errors import BoxDied, BoxUnavailableError, InfraError, MissingDependencyError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
 from tests import testbed
@@ -163,6 +164,37 @@ def test_a_cancelled_start_leaves_nothing() -> None:
         starting.cancel()
         await asyncio.wait([starting])
         assert starting.cancelled()
+        assert [c for c in owned(backend.api) if c["Labels"][OWNER] == owner_label()] == []
+
+    with_backend(DockerBackend, use)
+
+
+@on_engine
+@pytest.mark.parametrize("entry", [["/nowhere"], ["/bin/sh", "-c", "exit 1"]])
+@pytest.mark.parametrize("first", ["a command", "a file"])
+def test_a_second_shell_that_does_not_come_up_is_the_farms_fault(
+    entry: list[str], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes up in the background, and is missed where it is first needed; no command of the agent's has run then."""
+    monkeypatch.setattr(remote_side, "ENTRY", entry)
+
+    async def use(backend: DockerBackend) -> None:
+        box = await backend.start(SMALL)
+        with pytest.raises(BoxDied):
+            await (box.exec("echo ran >/task/ran") if first == "a command" else box.write("a", b"a"))
+        for call in (box.exec("true"), box.read("ran")):
+            with pytest.raises(BoxDied):
+                await call
+
+    with_backend(DockerBackend, use)
+
+
+@on_engine
+def test_a_box_that_is_stopped_while_its_second_shell_comes_up_leaves_nothing() -> None:
+    async def use(backend: DockerBackend) -> None:
+        box = await backend.start(SMALL)
+        await box.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         assert [c for c in owned(backend.api) if c["Labels"][OWNER] == owner_label()] == []
 
     with_backend(DockerBackend, use)
