@@ -53,8 +53,6 @@ class Engine(Protocol):
 class AttachedContainer:
     """The streams of a container that runs, whoever made it; `name` as the engine knows it."""
 
-    apart = False
-
     def __init__(self, engine: Engine, spec: BoxSpec, name: str):
         self._engine, self._spec, self._name = engine, spec, name
         self._main: SocketPipe | None = None

@@ -52,26 +52,20 @@ class Cluster(Reached, Protocol):
 class AttachedPod:
     """The streams of a pod that runs, whoever made it: all that a worker is allowed."""
 
-    apart = False
-
     def __init__(self, reached: Reached, name: str):
         self._reached, self._name = reached, name
         self._main: WebSocketPipe | None = None
-        self._first_side: WebSocketPipe | None = None
 
     async def open_main(self) -> WebSocketPipe:
-        """The node says that it attaches before it does. So the second shell is opened here too: once that is there, which
-        takes a hundred times longer, what process 1 says is heard."""
-        main, self._first_side = await asyncio.gather(self._open("attach"), self._exec())
-        self._main = main
-        return main
+        """The node says that it attaches before it does."""
+        try:
+            self._main = await self._open("attach")
+        except NoRoom:
+            raise Lost from None
+        return self._main
 
     async def open_side(self, *, crowded: bool) -> WebSocketPipe:
         """There is no way to make room: a box whose agent keeps it full is given up."""
-        pipe, self._first_side = self._first_side, None
-        return pipe or await self._exec()
-
-    async def _exec(self) -> WebSocketPipe:
         return await self._open("exec", *(("command", word) for word in _SIDE))
 
     async def _open(self, what: str, *query: tuple[str, str]) -> WebSocketPipe:
@@ -93,9 +87,8 @@ class AttachedPod:
 
     def disconnect(self) -> None:
         """Idempotent."""
-        for pipe in (self._main, self._first_side):
-            if pipe is not None:
-                pipe.close()
+        if self._main is not None:
+            self._main.close()
 
 
 class PodStreams(AttachedPod):

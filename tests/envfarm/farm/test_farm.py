@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -132,7 +133,9 @@ def test_what_is_missing_beside_the_workers_is_named(farm: Running, tmp_path: Pa
         spec = load_spec(file)
         pool = FarmPool([spec], farm.farm)
         await pool.start()
-        with pytest.raises(MissingDependencyError, match=r"toy/needy-v0 requires 'nothing-of-this-name>=2'.*install it there"):
+        place = rf"cannot play toy/needy-v0: {re.escape(str(file))}:\d+:\d+"
+        said = rf"{place}: .*requires 'nothing-of-this-name>=2'.*install it there"
+        with pytest.raises(MissingDependencyError, match=said):
             await pool.session(spec.id)
         await pool.close()
 
@@ -241,7 +244,7 @@ def test_nothing_is_left_of_a_keeper_that_is_killed_and_a_run_goes_on_with_the_n
         with pytest.raises(UserError, match=rf"keeper of farm 'lab' \(pid {first.pid}\) is gone"):
             Home("lab").running()
         await session.close()
-        await asyncio.to_thread(bring_up, file, read_farm(file), None)
+        await asyncio.to_thread(bring_up, file, read_farm(file), None, first.url.removeprefix("http://"))  # its token is another
         session = await pool.session(spec.id)
         assert (await session.reset(spec.instance("train", 0))).text
         await session.close()
