@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -32,6 +33,10 @@ _HASTY_TICK_S = 0.01
 """Root without control groups: the kernel limits nobody's processes, and a fork bomb doubles every few milliseconds."""
 
 _PROC_SYS = Path("/proc/sys")
+
+_MOUNTS_CHANGED = re.compile(r"bwrap: Unable to (apply mount flags|find .* in mount table|remount destination)")
+"""What bwrap says where the machine's mounts changed between its look at them and its use of them: containers come and go."""
+_TRIES = 5
 
 _NAMESPACES = (
     *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--unshare-cgroup-try"),
@@ -75,6 +80,15 @@ class BubblewrapBackend:
 
     async def probe(self) -> None:
         """Start the smallest sandbox with the same namespaces. Raises BoxUnavailableError with what to do."""
+        for left in reversed(range(_TRIES)):
+            said = await self._tried()
+            if said is None:
+                return
+            if not left or not _MOUNTS_CHANGED.search(said):
+                raise BoxUnavailableError(advice(said))
+
+    async def _tried(self) -> str | None:
+        """What bwrap complains about; None where it made the sandbox."""
         command = [
             *self._program(),
             *_NAMESPACES,
@@ -91,24 +105,36 @@ class BubblewrapBackend:
             *command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         _, error = await process.communicate()
-        if process.returncode:
-            raise BoxUnavailableError(advice(error.decode("utf-8", "replace")))
+        return error.decode("utf-8", "replace") if process.returncode else None
 
     async def start(self, spec: BoxSpec, *, owner: str = "", snapshot: Snapshot | None = None) -> BubblewrapBox:
-        box = self._spawn(spec, owner)
-        self._boxes.add(box)
-        try:
-            await box.up()
-            if snapshot is not None:
+        box = await self._up(spec, owner)
+        if snapshot is not None:
+            try:
                 await box.restore(snapshot)
-        except InfraError as error:
-            await box.stop()
-            await self.probe()
-            raise InfraError(f"{error}. bwrap said: {box.said}" if box.said else str(error)) from None
-        except BaseException:
-            await box.stop()
-            raise
+            except BaseException:
+                await box.stop()
+                raise
         return box
+
+    async def _up(self, spec: BoxSpec, owner: str) -> BubblewrapBox:
+        """Raises: BoxUnavailableError, InfraError."""
+        for _ in range(_TRIES):
+            box = self._spawn(spec, owner)
+            self._boxes.add(box)
+            try:
+                await box.up()
+                return box
+            except InfraError as failed:
+                await box.stop()
+                error = InfraError(f"{failed}. bwrap said: {box.said}" if box.said else str(failed))
+                if not _MOUNTS_CHANGED.search(box.said):
+                    break
+            except BaseException:
+                await box.stop()
+                raise
+        await self.probe()
+        raise error
 
     async def close(self) -> None:
         await asyncio.gather(*(box.stop() for box in list(self._boxes)))

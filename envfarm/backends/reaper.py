@@ -17,8 +17,13 @@ from importlib import import_module
 
 _LOOK_S = 2.0
 _DEADLINES_S = 30.0
-_PATIENCE_S = 900.0
-"""How long an engine that does not answer is waited for."""
+_AGAIN_S, _SLOWLY_S = 1.0, 10.0
+"""Between two looks for an owner that has ended: where there is something to remove, and where nobody answers."""
+_PATIENCE_S = 300.0
+"""How long it goes on without getting on: nobody answers, or what is there cannot be removed. It outlasts a restart of an engine
+or of an API server. A longer one would gain little, as all that it would remove has another end: a cluster ends a pod at its
+deadline (`activeDeadlineSeconds`), containers mostly end with their engine, and what is left of either the reaper of the next
+backend there finds by its labels. Where engine or cluster are gone for good there is nothing to wait for."""
 
 
 Remove = Callable[[str | None, Set[str]], int]
@@ -32,11 +37,14 @@ def main(remove_left_over: Remove, owner: str, parent: int) -> None:
             if remove_left_over(None, names) == 0:
                 names.clear()
             looked = time.monotonic()
-    until, clean = time.monotonic() + _PATIENCE_S, 0
+    until, clean, fewest = time.monotonic() + _PATIENCE_S, 0, sys.maxsize
     while clean < 2 and time.monotonic() < until:  # a creation that the owner began may still be under way
         ended = os.getppid() != parent
-        clean = clean + 1 if remove_left_over(owner if ended else None, names) == 0 else 0
-        time.sleep(1.0)
+        found = remove_left_over(owner if ended else None, names)
+        clean = clean + 1 if found == 0 else 0
+        if 0 <= found < fewest:
+            until, fewest = time.monotonic() + _PATIENCE_S, found
+        time.sleep(_AGAIN_S if found >= 0 else _SLOWLY_S)
 
 
 def _listen(names: set[str]) -> bool:

@@ -100,13 +100,13 @@ class FarmPool:
                 version, self._trouble = roster.version, ""
                 self._update(roster)
             except EnvfarmError as error:
-                self._trouble = str(error)
+                self._trouble, version = str(error), -1  # a keeper that starts anew counts anew
                 await asyncio.sleep(_AGAIN_S)
                 with suppress(UserError):
                     found = KeeperClient.of(self._named)
-                    if found.url != self._client.url:
+                    if (found.url, found.token) != (self._client.url, self._client.token):
                         await self._client.close()
-                        self._client, version = found, -1
+                        self._client = found
             async with self._news:
                 self._news.notify_all()
 

@@ -29,6 +29,10 @@ class Line:
         except EnvfarmError:
             self._forget(connecting)
             raise
+        except asyncio.CancelledError:
+            if connecting.cancelled():  # by `close`, and whoever waits for it was not asked to end
+                raise WorkerDied(self._died()) from None
+            raise
         if not connection.lost:
             return connection
         self._forget(connecting)

@@ -141,6 +141,36 @@ def an_owner_is_killed(backend: str, boxes_of: Callable[[int], list[str]]) -> li
     return boxes
 
 
+def reapers_take_their_own_alone(kind: type[B], boxes_of: Callable[[int], list[str]]) -> None:
+    """Two backends in this process, and one in another, which is killed; then one of the two closes and leaves something."""
+    killed: list[int] = []
+
+    def seen(pid: int) -> list[str]:
+        killed.append(pid)
+        return boxes_of(pid)
+
+    async def use(one: B) -> bytes:
+        other = kind()
+        try:
+            await one.start(SMALL)
+            box = await other.start(SMALL)
+            await asyncio.to_thread(an_owner_is_killed, kind.name, seen)
+            while await asyncio.to_thread(boxes_of, killed[0]):  # the tests' time limit is the end of patience
+                await asyncio.sleep(0.2)
+            assert len(await asyncio.to_thread(boxes_of, os.getpid())) == 2
+            assert one._reaper is not None
+            reaper = one._reaper._process
+            assert reaper is not None
+            one.leave("box-that-is-gone")
+            await one.close()
+            await asyncio.to_thread(reaper.wait, 60)
+            return (await box.exec("echo kept")).stdout
+        finally:
+            await other.close()
+
+    assert with_backend(kind, use) == b"kept\n"
+
+
 # --- the same box -----------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from envfarm.backends import bubblewrap, processes
-from envfarm.backends.bubblewrap import BubblewrapBackend
+from envfarm.backends.bubblewrap import BubblewrapBackend, find_bwrap
 from envfarm.backends.sync import SyncBox
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxDied, BoxUnavailableError
@@ -233,6 +233,36 @@ def test_where_no_box_can_be_made_it_says_what_to_do(tmp_path: Path, monkeypatch
                 await call
 
     with_backend(use, bwrap=str(refusing))
+
+
+@pytest.mark.parametrize(("failures", "comes_up"), [(2, True), (100, False)])
+def test_mounts_that_change_meanwhile_are_tried_again_and_not_for_ever(tmp_path: Path, failures: int, comes_up: bool) -> None:
+    count, hasty = tmp_path / "count", tmp_path / "bwrap"
+    hasty.write_text(f"""#!/bin/sh
+echo >>{count}
+if [ $(wc -l <{count}) -le {failures} ]; then echo 'bwrap: Unable to apply mount flags: remount "/newroot/usr/x"' >&2; exit 1; fi
+exec {find_bwrap()} "$@"
+""")
+    hasty.chmod(0o755)
+
+    def tries() -> int:
+        made = len(count.read_text().splitlines())
+        count.unlink()
+        return made
+
+    async def use(backend: BubblewrapBackend) -> None:
+        if comes_up:
+            await backend.probe()
+            assert tries() == failures + 1
+            assert (await (await backend.start(SMALL)).exec("echo up")).stdout == b"up\n"
+            assert tries() == failures + 1
+        else:
+            for call in (backend.probe(), backend.start(SMALL)):
+                with pytest.raises(BoxUnavailableError, match="mount flags"):
+                    await call
+            assert tries() < failures
+
+    with_backend(use, bwrap=str(hasty))
 
 
 def test_without_bubblewrap_it_names_both_ways_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

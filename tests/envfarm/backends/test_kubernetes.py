@@ -88,6 +88,10 @@ def test_nothing_outlives_a_killed_owner() -> None:
     until_gone(remote_scenes.an_owner_is_killed("kubernetes", boxes_of)[0])
 
 
+def test_reapers_take_their_own_alone() -> None:
+    remote_scenes.reapers_take_their_own_alone(KubernetesBackend, lambda pid: list(testbed.pods({pid})))
+
+
 # --- what a cluster may lack ------------------------------------------------------------------------------------------
 
 

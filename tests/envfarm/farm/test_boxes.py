@@ -23,7 +23,7 @@ from envfarm.errors import BoxDied, BoxUnavailableError, UserError
 from envfarm.farm import KEEPER_VARIABLE, TOKEN_VARIABLE
 from envfarm.farm.backend import LeasedBackend
 from envfarm.farm.client import KeeperClient
-from envfarm.farm.home import Running
+from envfarm.farm.home import Home, Running
 from envfarm.farm.leases import EXPIRY_S, Conflict
 from envfarm.farm.object_book import ObjectBook
 from envfarm.farm.pool import FarmPool
@@ -202,6 +202,23 @@ def test_an_image_that_is_not_there_is_told_at_once(on_docker: Running, monkeypa
                 await backend.start(msgspec.structs.replace(SMALL, image="nothing/of-this-name"))
 
     asyncio.run(ask())
+
+
+@pytest.mark.kubernetes
+def test_a_namespace_of_boxes_that_is_not_there_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = f"{{kubernetes: {{namespace: {NAME}, box_namespace: {NAME}-none, workers: process}}}}"
+    file = write_farm(tmp_path, name=f"{NAME}-n", pools=POOL, target=target)
+
+    async def ask(farm: Running) -> None:
+        async with leasing(farm, monkeypatch) as backend:
+            with pytest.raises(BoxUnavailableError, match=f'namespaces "{NAME}-none" not found. `kubectl create namespace'):
+                await backend.start(SMALL)
+        counts = await until(farm, lambda c: bool(c.said))
+        assert "not found" in counts.said and counts.making == counts.leased == 0
+
+    with up(file, monkeypatch) as running:
+        asyncio.run(ask(running))
+        assert "Traceback" not in Home(f"{NAME}-n").log.read_text()
 
 
 @on_both

@@ -190,6 +190,9 @@ def test_a_second_farm_of_that_name_and_a_port_in_use(farm: Running, tmp_path: P
         taken.listen()
         with pytest.raises(UserError, match="is in use; choose another with --listen"):
             bring_up(other, read_farm(other), None, f"127.0.0.1:{taken.getsockname()[1]}")
+    for nowhere in ("127.0.0.1", "127.0.0.1:70000"):
+        with pytest.raises(UserError, match="--listen: expected HOST:PORT with a port up to 65535, found"):
+            bring_up(other, read_farm(other), None, nowhere)
     with pytest.raises(UserError, match="no farm 'other' is up"):
         Home("other").running()
     assert Home("lab").running() == farm
@@ -241,7 +244,7 @@ def test_nothing_is_left_of_a_keeper_that_is_killed_and_a_run_goes_on_with_the_n
         with pytest.raises(UserError, match=rf"keeper of farm 'lab' \(pid {first.pid}\) is gone"):
             Home("lab").running()
         await session.close()
-        await asyncio.to_thread(bring_up, file, read_farm(file), None)
+        await asyncio.to_thread(bring_up, file, read_farm(file), None, first.url.removeprefix("http://"))  # its token is another
         session = await pool.session(spec.id)
         assert (await session.reset(spec.instance("train", 0))).text
         await session.close()
@@ -285,5 +288,5 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         run.write_text(text + "workers: 3\n")
         assert "`farm` has workers and boxes of its own: leave out `workers`" in envfarm("rollout", str(run), code=2)
     finally:
-        assert "farm lab is down" in envfarm("farm", "down", "lab")
+        assert "is down" in envfarm("farm", "down", str(file))
     assert "no farm 'lab' is up" in envfarm("farm", "status", "lab", code=2)
