@@ -3,8 +3,9 @@
     start               until the box's shell has answered, over the raw one's
     lease               a box that is there already, less a round trip (`benchmarks.leases`)
     command             `ls` in a live box, its streams apart and with its exit code, over the raw loop
-    many                the last ten of so many live boxes over the first ten, each started four at a time; a command with all
-                        of them live over the same with ten
+    many                the last ten of so many live boxes over the first ten, each started four at a time, and raw ones
+                        started so beside all over beside ten, which is the engine's or the cluster's own; a command with
+                        all of them live over the same with ten
 
 Where there is no engine (DOCKER_HOST) or cluster (KUBECONFIG), its rows are left out and the reason is printed.
 """
@@ -18,12 +19,14 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.harness import Row, finish, row
 from benchmarks.leases import keeper_row, warm_pool_row
 from benchmarks.raw_boxes import RawContainer, RawPod
 from envfarm.backends.docker import DockerBackend
 from envfarm.backends.kubernetes import KubernetesBackend
+from envfarm.backends.kubernetes_api import connect
 from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import Box, BoxSpec
 from envfarm.errors import UserError
@@ -40,13 +43,25 @@ class Kind:
     program: str
     backend: Callable[..., RemoteBackend]
     raw: Callable[[BoxSpec], RawContainer | RawPod]
+    target: Callable[[], dict[str, Any]]
+    """Of a farm that has such boxes, its workers processes of this machine."""
     starts: int
     lease_ms: float
     many: int
 
 
-CONTAINERS = Kind("container", "docker", DockerBackend, RawContainer, starts=20, lease_ms=20, many=100)
-PODS = Kind("pod", "kubectl", KubernetesBackend, RawPod, starts=10, lease_ms=50, many=150)
+def docker_farm() -> dict[str, Any]:
+    return {"docker": {"workers": "process"}}
+
+
+def kubernetes_farm() -> dict[str, Any]:
+    """In the namespace of the other rows."""
+    namespace = connect()[1]
+    return {"kubernetes": {"namespace": namespace, "box_namespace": namespace, "workers": "process"}}
+
+
+CONTAINERS = Kind("container", "docker", DockerBackend, RawContainer, docker_farm, starts=20, lease_ms=20, many=100)
+PODS = Kind("pod", "kubectl", KubernetesBackend, RawPod, kubernetes_farm, starts=10, lease_ms=50, many=150)
 
 
 async def ms(work: Callable[[], Awaitable[object]]) -> float:
@@ -109,9 +124,11 @@ async def many_rows(kind: Kind, backend: RemoteBackend) -> list[Row]:
         await asyncio.gather(*(start() for _ in range(count)))
 
     first = await ms(lambda: more(TEN)) / TEN
+    beside_ten = await raw_ms(kind)
     with_ten = [await _command_ms(boxes[0]) for _ in range(TEN)]
     await more(kind.many - 2 * TEN)
     last = await ms(lambda: more(TEN)) / TEN
+    beside_all = await raw_ms(kind)
     with_all = [await _command_ms(boxes[0]) for _ in range(TEN)]
     said = await asyncio.gather(*(box.exec("echo $HOSTNAME lives") for box in boxes))
     assert [result.exit_code for result in said] == [0] * kind.many, "not all of them answer"
@@ -119,9 +136,23 @@ async def many_rows(kind: Kind, backend: RemoteBackend) -> list[Row]:
     n = kind.many
     return [
         row(f"{kind.name}s {n - TEN + 1} to {n} over 1 to {TEN}, start of each", last, first, unit="ms", goal="<=1.2"),
+        row(f"raw {kind.name}s beside {n} of ours over beside {TEN}, start of each", beside_all, beside_ten, unit="ms"),
         row(f"command with {n} {kind.name}s live over {TEN}", statistics.median(with_all), statistics.median(with_ten), unit="ms",
             goal="<=1.2"),
     ]  # fmt: skip
+
+
+async def raw_ms(kind: Kind) -> float:
+    """The start of each of ten without us, as many at once as of ours: what an engine or cluster takes by itself."""
+    permits, made = asyncio.Semaphore(AT_ONCE), [kind.raw(SPEC) for _ in range(TEN)]
+
+    async def start(one: RawContainer | RawPod) -> None:
+        async with permits:
+            await one.start()
+
+    took = await ms(lambda: asyncio.gather(*(start(one) for one in made))) / TEN
+    await asyncio.gather(*(one.stop() for one in made))
+    return took
 
 
 async def rows_of(kind: Kind) -> list[Row]:
@@ -136,9 +167,10 @@ async def rows_of(kind: Kind) -> list[Row]:
         rows = [await start_row(kind, backend), await command_row(kind, backend), *await many_rows(kind, backend)]
     finally:
         await backend.close()
-    leases = [await warm_pool_row(kind.name, kind.backend, SPEC, kind.starts, kind.lease_ms)]
-    if kind is CONTAINERS:  # a keeper of pods is a pod itself
-        leases.append(await keeper_row(kind.name, kind.starts, kind.lease_ms))
+    leases = [
+        await warm_pool_row(kind.name, kind.backend, SPEC, kind.starts, kind.lease_ms),
+        await keeper_row(kind.name, kind.target(), kind.starts, kind.lease_ms),
+    ]
     return [rows[0], *leases, *rows[1:]]
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Row, row
 from envfarm.backends.remote_backend import RemoteBackend
@@ -64,9 +65,10 @@ def has_warm_ones(status: Status) -> bool:
     return boxes is not None and boxes.free >= WARM
 
 
-async def keeper_row(name: str, rounds: int, goal_ms: float) -> Row:
+async def keeper_row(name: str, target: dict[str, Any], rounds: int, goal_ms: float) -> Row:
+    """`target`: the farm's."""
     served = default_registry().get(SERVED)
-    async with farm() as keeper:
+    async with farm(target) as keeper:
 
         async def ready() -> None:
             while not has_warm_ones(await keeper.status()):
@@ -83,11 +85,11 @@ async def keeper_row(name: str, rounds: int, goal_ms: float) -> Row:
 
 
 @asynccontextmanager
-async def farm() -> AsyncIterator[KeeperClient]:
-    """One with containers, up as long as this is open."""
+async def farm(target: dict[str, Any]) -> AsyncIterator[KeeperClient]:
+    """Up as long as this is open."""
     name = f"bench-{os.getpid()}"
     pool = {"environments": [SERVED], "boxes": {"warm": WARM, "max": 2 * WARM + 2}}
-    described = {"envfarm": 1, "farm": name, "pools": [pool], "target": {"docker": {"workers": "process"}}}
+    described = {"envfarm": 1, "farm": name, "pools": [pool], "target": target}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "farm.yaml")
         file.write_text(json.dumps(described))

@@ -159,7 +159,8 @@ def test_environments_load_and_their_oracles_play(snippet: Snippet, tmp_path: Pa
 
 @pytest.mark.parametrize("snippet", RUNS, ids=str)
 def test_run_files_are_read_and_fit_together(snippet: Snippet, tmp_path: Path) -> None:
-    path, registry = written(snippet, tmp_path), default_registry()
+    path = written(snippet, tmp_path)
+    registry = default_registry([tmp_path])
     run, source = read_run(path, RolloutFile)
     assert resolve(run, source, registry)
     if "stages:" in snippet.text:
@@ -172,8 +173,8 @@ def test_run_files_are_read_and_fit_together(snippet: Snippet, tmp_path: Path) -
 
 @pytest.mark.parametrize("snippet", FARMS, ids=str)
 def test_farms_are_read_and_rendered(snippet: Snippet, tmp_path: Path) -> None:
-    farm = read_farm(written(snippet, tmp_path))
-    assert all(default_registry().match(pattern) for pool in farm.pools for pattern in pool.environments)
+    farm, registry = read_farm(written(snippet, tmp_path)), default_registry([tmp_path])
+    assert all(registry.match(pattern) for pool in farm.pools for pattern in pool.environments)
     assert farm.kind != "kubernetes" or render(farm)
 
 

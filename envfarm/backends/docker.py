@@ -51,12 +51,11 @@ def connect(timeout_s: float = 120.0) -> Any:
     except docker.errors.DockerException as error:
         if "Permission denied" in str(error):
             raise BoxUnavailableError(
-                f"no box can be made: this user may not use the Docker engine at {where}. "
-                "As root: usermod -aG docker USER, then log in again"
+                f"this user may not use the Docker engine at {where}. As root: usermod -aG docker USER, then log in again"
             ) from None
         raise BoxUnavailableError(
-            f"no box can be made: no Docker engine answers at {where}. Start it (`systemctl start docker`), or set DOCKER_HOST "
-            f"to one that runs. Said: {error}"
+            f"no Docker engine answers at {where}. Start it (`systemctl start docker`), or set DOCKER_HOST to one that runs. "
+            f"Said: {error}"
         ) from None
 
 

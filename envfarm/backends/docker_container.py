@@ -21,7 +21,7 @@ from envfarm.images.recipe import BASES, LABEL, base
 T = TypeVar("T")
 _ROOM = 64  # processes more, for the moment in which an exec needs them
 _KILLED, _TERMINATED = 137, 143
-NOT_FOUND, _CONFLICT = 404, 409
+_BAD_REQUEST, NOT_FOUND, _CONFLICT = 400, 404, 409
 
 
 class EngineError(Exception):
@@ -52,8 +52,6 @@ class Engine(Protocol):
 
 class AttachedContainer:
     """The streams of a container that runs, whoever made it; `name` as the engine knows it."""
-
-    apart = False
 
     def __init__(self, engine: Engine, spec: BoxSpec, name: str):
         self._engine, self._spec, self._name = engine, spec, name
@@ -140,6 +138,11 @@ class Container(AttachedContainer):
         except EngineError as error:
             if error.status == NOT_FOUND and self._id is None:
                 raise BoxUnavailableError(missing(self._spec.image)) from None
+            if error.status == _BAD_REQUEST and self._id is None:
+                asked = f"cpu {self._spec.cpu:g}, memory {self._spec.memory_bytes}, pids {self._spec.pids}"
+                raise BoxUnavailableError(
+                    f"the Docker engine cannot make a box that asks for {asked}: {error.said}. Ask for less under `sandbox`"
+                ) from None
             raise InfraError(f"the Docker engine could not start a box: {error.said}") from None
 
     async def _require_current(self, image: str) -> None:

@@ -39,7 +39,6 @@ def configuration(spec: BoxSpec, labels: dict[str, str]) -> dict[str, Any]:
 
 
 class AttachedGvisor(AttachedContainer):
-    apart = True
     _supervisor: str
     """The exec, as the engine names it."""
 

@@ -53,22 +53,37 @@ def connect() -> tuple[Any, str]:
     made.connection_pool_maxsize = _CALLS_AT_ONCE
     file = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
     namespace = os.environ.get(NAMESPACE_VARIABLE)
+    if os.environ.get("KUBECONFIG") or os.path.exists(file):
+        of_context = _load(file, made)
+        return made, namespace or of_context
     try:
-        if os.environ.get("KUBECONFIG") or os.path.exists(file):
-            # the client looks at KUBECONFIG once, as it is imported
-            kubernetes.config.load_kube_config(file, client_configuration=made, persist_config=False)
-            context = kubernetes.config.list_kube_config_contexts(file)[1]["context"]
-            return made, namespace or context.get("namespace") or "default"
         if "KUBERNETES_SERVICE_HOST" in os.environ:
             kubernetes.config.load_incluster_config(made)
             return made, namespace or _POD_NAMESPACE.read_text()
-    except (kubernetes.config.ConfigException, OSError, ValueError) as error:
-        where = file if os.environ.get("KUBECONFIG") or os.path.exists(file) else "of this pod's service account"
-        raise BoxUnavailableError(f"no box can be made: the kubeconfig {where} is of no use: {error}") from None
+    except (kubernetes.config.ConfigException, OSError) as error:
+        raise BoxUnavailableError(f"the service account of this pod is of no use: {error}") from None
     raise BoxUnavailableError(
-        "no box can be made: which cluster? Neither KUBECONFIG nor ~/.kube/config says so, and this is no pod. Set KUBECONFIG to "
-        "the file that `kubectl` uses"
+        "which cluster? Neither KUBECONFIG nor ~/.kube/config says so, and this is no pod. Set KUBECONFIG to the file that "
+        "`kubectl` uses"
     )
+
+
+def _load(file: str, configuration: Any) -> str:
+    """Read a kubeconfig, or several with colons between; returns the namespace of its context. Raises: BoxUnavailableError."""
+    import kubernetes
+
+    try:
+        if os.pathsep not in file:
+            open(file).close()  # the client does not say that it is not there, or may not be read
+        # the client looks at KUBECONFIG once, as it is imported
+        kubernetes.config.load_kube_config(file, client_configuration=configuration, persist_config=False)
+        return kubernetes.config.list_kube_config_contexts(file)[1]["context"].get("namespace") or "default"
+    except Exception as error:  # the client checks no types: what is no kubeconfig raises whatever comes of that
+        told = isinstance(error, kubernetes.config.ConfigException)
+        said = error.strerror if isinstance(error, OSError) else f"{'' if told else 'it is none: '}{' '.join(str(error).split())}"
+        raise BoxUnavailableError(
+            f"the kubeconfig {file} is of no use: {said}. Set KUBECONFIG to the file that `kubectl` uses"
+        ) from None
 
 
 def pods_of(configuration: Any) -> Any:
@@ -149,21 +164,28 @@ class Api:
             )
 
     def explained(self, error: ApiError) -> BoxUnavailableError | InfraError:
-        """As whoever asked sees it: what a person must mend, or what may pass."""
-        host = self._configuration.host
-        if error.status == 0:
-            return BoxUnavailableError(
-                f"no box can be made: no API server answers at {host}. Start the cluster, or set KUBECONFIG to one that runs. "
-                f"Said: {error.said}"
-            )
-        if error.status == _UNAUTHORIZED or "system:anonymous" in error.said:
-            return BoxUnavailableError(
-                f"no box can be made: the API server at {host} does not know this user: the token of the kubeconfig is missing, "
-                f"wrong or expired. Said: {error.said}"
-            )
-        if error.status in (FORBIDDEN, NOT_FOUND, 400, 422):
+        """As whoever asked for a box sees it: what a person must mend, or what may pass."""
+        if (unheard := self.unheard(error.status, error.said)) is not None:
+            return unheard
+        if error.status == NOT_FOUND:
+            return BoxUnavailableError(no_namespace(self.namespace, error.said))
+        if error.status in (FORBIDDEN, 400, 422):
             return BoxUnavailableError(f"no box can be made in namespace {self.namespace!r}: {error.said}")
         return InfraError(f"the API server could not make a box: {error.status} {error.said}")
+
+    def unheard(self, status: int, said: str) -> BoxUnavailableError | None:
+        """Where nobody answers, or whoever asks is not known: whatever was asked for."""
+        host = self._configuration.host
+        if status == 0:
+            return BoxUnavailableError(
+                f"no API server answers at {host}. Start the cluster, or set KUBECONFIG to one that runs. Said: {said}"
+            )
+        if status == _UNAUTHORIZED or "system:anonymous" in said:
+            return BoxUnavailableError(
+                f"the API server at {host} does not know this user: the token of the kubeconfig is missing, wrong or expired. "
+                f"Said: {said}"
+            )
+        return None
 
     def access(self) -> Access:
         """For streams and watches."""
@@ -181,6 +203,10 @@ class Api:
             return {one["key"]: one["value"] for one in settings.values() if one["in"] == "header"}
 
         return Access(of.host, tls, of.tls_server_name, of.proxy, headers)
+
+
+def no_namespace(name: str, said: str) -> str:
+    return f"no box can be made in namespace {name!r}: {said}. `kubectl create namespace {name}`, or name another"
 
 
 def _message(body: str | None) -> str:

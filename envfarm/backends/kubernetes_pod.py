@@ -14,6 +14,7 @@ from envfarm.backends.kubernetes_manifest import CONTAINER
 from envfarm.backends.kubernetes_watch import PodWatch
 from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.errors import BoxUnavailableError, InfraError, NoRoomError
+from envfarm.images.build import how_to_build
 
 _START_S = 600.0
 """A node may have to get the image first."""
@@ -51,26 +52,20 @@ class Cluster(Reached, Protocol):
 class AttachedPod:
     """The streams of a pod that runs, whoever made it: all that a worker is allowed."""
 
-    apart = False
-
     def __init__(self, reached: Reached, name: str):
         self._reached, self._name = reached, name
         self._main: WebSocketPipe | None = None
-        self._first_side: WebSocketPipe | None = None
 
     async def open_main(self) -> WebSocketPipe:
-        """The node says that it attaches before it does. So the second shell is opened here too: once that is there, which
-        takes a hundred times longer, what process 1 says is heard."""
-        main, self._first_side = await asyncio.gather(self._open("attach"), self._exec())
-        self._main = main
-        return main
+        """The node says that it attaches before it does."""
+        try:
+            self._main = await self._open("attach")
+        except NoRoom:
+            raise Lost from None
+        return self._main
 
     async def open_side(self, *, crowded: bool) -> WebSocketPipe:
         """There is no way to make room: a box whose agent keeps it full is given up."""
-        pipe, self._first_side = self._first_side, None
-        return pipe or await self._exec()
-
-    async def _exec(self) -> WebSocketPipe:
         return await self._open("exec", *(("command", word) for word in _SIDE))
 
     async def _open(self, what: str, *query: tuple[str, str]) -> WebSocketPipe:
@@ -92,9 +87,8 @@ class AttachedPod:
 
     def disconnect(self) -> None:
         """Idempotent."""
-        for pipe in (self._main, self._first_side):
-            if pipe is not None:
-                pipe.close()
+        if self._main is not None:
+            self._main.close()
 
 
 class PodStreams(AttachedPod):
@@ -116,8 +110,9 @@ class PodStreams(AttachedPod):
             return
         image = self._manifest["spec"]["containers"][0]["image"]
         if pod is not None and (said := states.no_image(pod)) is not None:
+            made = f"{how_to_build(image, '--engine')}, then " if image.startswith("envfarm/") else ""
             raise BoxUnavailableError(
-                f"no node of the cluster has or can get the image {image!r} ({said}): put it into a registry that the nodes "
+                f"no node of the cluster has or can get the image {image!r} ({said}): {made}put it into a registry that the nodes "
                 f"reach, or into their containerd (`docker save {image} | ctr -n k8s.io images import -`)"
             )
         if pod is not None and (said := states.unschedulable(pod)) is not None:

@@ -31,8 +31,6 @@ class Attached(Protocol):
 
     async def open_main(self) -> Pipe: ...
 
-    apart: bool
-
     async def open_side(self, *, crowded: bool) -> Pipe: ...
 
     async def death(self) -> Death | None:

@@ -49,6 +49,7 @@ class RemoteBox(LiveBox):
     async def _stop(self) -> None:
         self._shell.close("the box was stopped")
         await self._streams.remove()
+        await self._shell.ended()
         self._on_stop(self)
 
     async def exec(self, command: str, *, stdin: bytes = b"", timeout_s: float | None = None) -> ExecResult:

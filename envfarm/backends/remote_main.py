@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 
 from envfarm.backends import remote_loop, shell_loop
 from envfarm.backends.remote_loop import Channel, Ended
@@ -20,7 +19,9 @@ class Main:
         self._secret = secrets.token_hex(16)
         self.out = Channel(keep_bytes, self._secret)
         self.err = Channel(keep_bytes, self._secret)
-        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._awaited: Callable[[], bool] = lambda: False
+        self._waiting: asyncio.Future[None] | None = None
         self._pipe: Pipe | None = None
         self._over = False
 
@@ -34,20 +35,24 @@ class Main:
         self._over = True
         if self._pipe is not None:
             self._pipe.close()
-        self._changed.set()
+        self._wake()
 
     def _feed(self, channel: Channel) -> Callable[[bytes], None]:
         def feed(data: bytes) -> None:
             channel.feed(data)
-            if self.out.ended or self.err.ended:
-                self._changed.set()
+            if self._awaited():
+                self._wake()
 
         return feed
 
     def _end(self) -> None:
         self._over = True
         self._on_end()
-        self._changed.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -65,7 +70,6 @@ class Main:
         nonce = secrets.token_hex(8)
         for channel in (self.out, self.err):
             channel.expect(nonce)
-        self._changed.clear()
         return nonce
 
     def _send(self, data: bytes) -> None:
@@ -90,9 +94,18 @@ class Main:
         """Process 1 has said on one of the streams, or both, that the agent's shell ended."""
         return any(c.ended is not None and c.ended.shell_too for c in (self.out, self.err))
 
+    @property
+    def over(self) -> bool:
+        """Whether both streams have shown an end."""
+        return self.out.ended is not None and self.err.ended is not None
+
+    async def output_over(self, timeout_s: float) -> bool:
+        """Whether standard output has shown an end within that time. Raises: Lost."""
+        return await self._until(lambda: self.out.ended is not None, timeout_s)
+
     async def command_over(self, timeout_s: float) -> bool:
         """Whether both streams have shown an end within that time. Raises: Lost."""
-        return await self._until(lambda: self.out.ended is not None and self.err.ended is not None, timeout_s)
+        return await self._until(lambda: self.over, timeout_s)
 
     async def shell_over(self, timeout_s: float) -> bool:
         """Whether both streams have said within that time that the shell ended. Raises: Lost."""
@@ -100,11 +113,18 @@ class Main:
         return await self._until(lambda: all(c.ended is not None and c.ended.shell_too for c in both), timeout_s)
 
     async def _until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while not holds():
-                    if self._over:
-                        raise Lost
-                    self._changed.clear()
-                    await self._changed.wait()
+        """One waking, and no task or context for the time limit: this is what a command waits in."""
+        if holds():
+            return True
+        if self._over:
+            raise Lost
+        self._awaited, self._waiting = holds, self._loop.create_future()
+        timer = self._loop.call_later(timeout_s, self._wake)
+        try:
+            await self._waiting
+        finally:
+            timer.cancel()
+            self._waiting = None
+        if self._over and not holds():
+            raise Lost
         return holds()

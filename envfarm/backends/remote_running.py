@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from envfarm.backends.limits import OURS
 from envfarm.backends.outcome import explain, told
-from envfarm.backends.remote_loop import Ended
 from envfarm.backends.remote_main import Main
 from envfarm.backends.remote_side import State
 from envfarm.box import BoxSpec, ExecResult, LimitKind
@@ -30,7 +29,7 @@ class Running:
             return "cpu"
         return "idle" if time > self.deadline else None
 
-    def outcome(self, main: Main, ended: Ended, after: State) -> ExecResult:
+    def outcome(self, main: Main, after: State) -> ExecResult:
         out, cut_out = main.out.take()
         err, cut_err = main.err.take()
         limit = explain(
@@ -38,6 +37,6 @@ class Running:
             killed=after.memory_kills > self.before.memory_kills,
             refused=after.refused_forks > self.before.refused_forks,
             cut=cut_out or cut_err,
-            told=told(bool(after.counters), ended.exit_code, err),
+            told=told(bool(after.counters), main.ended.exit_code, err),
         )
-        return ExecResult(exit_code=ended.exit_code, stdout=out, stderr=err, limit=limit)
+        return ExecResult(exit_code=main.ended.exit_code, stdout=out, stderr=err, limit=limit)

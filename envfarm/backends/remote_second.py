@@ -1,4 +1,4 @@
-"""The one side shell of a box that is in use, opened when it is first needed and again where the agent has killed it."""
+"""The one side shell of a box that is in use, opened in the background and again where the agent has killed it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,25 @@ class Second:
         self._streams = streams
         self._lock = asyncio.Lock()
         self._side: Side | None = None
+        self._coming: Side | None = None  # has not answered yet
         self._closed = self._opened = self._crowded = False
+        self._opening: asyncio.Task[Side] | None = None
+
+    def open_soon(self) -> None:
+        """Begin to open it. Who asks waits for that, and learns what came of it."""
+        self._opening = asyncio.ensure_future(self._have())
 
     def close(self) -> None:
         """Every later question raises Lost. Idempotent."""
         self._closed = True
-        if self._side is not None:
-            self._side.close()
+        for side in (self._side, self._coming):
+            if side is not None:
+                side.close()
+
+    async def ended(self) -> None:
+        """Once it is closed and the container or pod is removed: until nothing is being opened any more. Never raises."""
+        if self._opening is not None:
+            await asyncio.gather(self._opening, return_exceptions=True)
 
     async def ask(self, text: str, data: bytes = b"", *, timeout_s: float) -> Answer:
         """As `Side.ask`. Raises: Refused, Lost, SideLost where several shells in a row were killed or do not answer."""
@@ -53,11 +65,13 @@ class Second:
     async def _open(self) -> Side | None:
         """None where it did not come up. Raises: Lost."""
         try:
-            side = Side(await self._streams.open_side(crowded=self._crowded))
+            side = self._coming = Side(await self._streams.open_side(crowded=self._crowded))
         except NoRoom:
             self._crowded = True
             return None
         try:
+            if self._closed:
+                raise Lost
             await side.ask("reply ok 0", timeout_s=_AGAIN_S if self._opened else START_TIMEOUT_S)
         except SideLost:
             side.close()

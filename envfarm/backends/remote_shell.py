@@ -1,7 +1,8 @@
 """The worker's end of a remote box's shell: `shell.Shell` over `Streams`.
 
 The life of a command: its frame is sent; output is collected as it comes; both streams show the end mark, or that the shell
-itself ended; the side shell kills leftovers and reads the counters, which say whether a limit explains the end. While a command
+itself ended; the side shell kills leftovers and reads the counters, which say whether a limit explains the end: it is asked once
+standard output has shown its end, and what it says counts where standard error has, too, by then. While a command
 runs it is looked at every `TICK_S` for wall clock, CPU seconds and what nobody counts here.
 
 Attribution. A box that dies because of its limits, or because the agent tampered with process 1, is the agent's doing: that
@@ -12,10 +13,10 @@ an end from outside (the container was killed, the engine is gone) or a box that
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
-from envfarm.backends import shell_loop
+from envfarm.backends import remote_loop, shell_loop
 from envfarm.backends.outcome import KILLED
-from envfarm.backends.remote_loop import Ended
 from envfarm.backends.remote_main import Main
 from envfarm.backends.remote_running import Running
 from envfarm.backends.remote_second import Second
@@ -31,6 +32,7 @@ _LOOK_S = 4.0  # a second shell that takes longer to count is replaced
 _SETTLE_S = 10.0
 _GIVE_UP_S = 30.0  # beyond a command's time limit, for ending it
 _TRIES = 4
+_HEARD_S = 0.2  # twice as long with every try
 
 
 class Spent(Exception):
@@ -49,25 +51,53 @@ class RemoteShell:
         self._running: Running | None = None
         self._state: State | None = None  # as of the last command; None where files were moved since
         self._cwd = WORKDIR.encode()
-        self._supervisor = 1  # as the box numbers it
-        self._pid = 0  # the agent's shell
+        self._supervisor, self._pid = 1, 0  # and the agent's shell, as the box numbers them
+        self._whole = False  # both shells have answered
         self._used = False  # a command of the agent's has run
 
     # --- coming up and going away ---------------------------------------------------------------------------------
 
     async def up(self) -> None:
-        """Connect and wait until both shells answer. Raises: BoxDied."""
+        """Connect and wait until the agent's shell answers. The second one comes up meanwhile. Raises: BoxDied."""
+        await self._rise(self._first_shell())
+
+    async def _be_whole(self) -> None:
+        """Before anything of the agent's or of the environment's. Raises: BoxDied, as where `up` had waited for it."""
+        if not self._whole:
+            await self._rise(self._first_count())
+            self._whole = True
+
+    async def _rise(self, step: Awaitable[None]) -> None:
+        """Nothing of the agent's has run yet: nothing is its doing. Raises: BoxDied."""
         try:
-            await self._main.open()
-            await self._renew(START_TIMEOUT_S)
-            if self._streams.apart:
-                await self._know_supervisor()
-            await self._know_shell()
+            await step
         except (Lost, SideLost):
             await self._learn()
+            self._gone = Death(self._gone.why if self._gone else "")
         except Spent:
             self._gone = Death("it did not answer as it came up")
         self.require()
+
+    async def _first_shell(self) -> None:
+        """Raises: Lost, Spent."""
+        await self._main.open()
+        self._second.open_soon()
+        self._main.ask_for_shell(used=False)
+        again, until = _HEARD_S, self._loop.time() + START_TIMEOUT_S
+        while not await self._introduced(again):
+            if self._loop.time() > until:
+                raise Spent
+            again *= 2
+
+    async def _first_count(self) -> None:
+        """Raises: Lost, SideLost, Spent."""
+        self._state = await self._count("living 0; state")
+        if self._state.left != (self._pid,):
+            raise Spent
+
+    async def ended(self) -> None:
+        """After `close`, and once the container or pod is removed: until nothing of this is under way. Never raises."""
+        await self._second.ended()
 
     def close(self, why: str) -> None:
         """Idempotent. The container is its owner's to remove."""
@@ -102,6 +132,7 @@ class RemoteShell:
     async def ask(self, text: str, data: bytes = b"", *, timeout_s: float) -> Answer:
         """For file requests. Raises: Refused, BoxDied."""
         self.require()
+        await self._be_whole()
         self._state = None
         try:
             return await self._second.ask(text, data, timeout_s=timeout_s)
@@ -123,6 +154,8 @@ class RemoteShell:
 
     async def run(self, command: str, stdin_path: str, timeout_s: float | None) -> ExecResult:
         """See `Box.exec`."""
+        if self._gone is None:
+            await self._be_whole()
         if self._gone is not None:
             return self._last_words()
         if self._running is not None:
@@ -138,8 +171,8 @@ class RemoteShell:
             self._used = True
             running.deadline = self._loop.time() + limit_s
             async with asyncio.timeout(limit_s + _GIVE_UP_S):
-                ended = await self._converse(command, stdin_path, running)
-                self._state = after = await self._settle(ended)
+                self._main.start(command, stdin_path)
+                self._state = after = await self._see_through(running)
         except asyncio.CancelledError:
             await asyncio.shield(self._abandon())
             raise
@@ -152,13 +185,25 @@ class RemoteShell:
             return self._last_words(running)
         finally:
             self._running = None
-        return running.outcome(self._main, ended, after)
+        return running.outcome(self._main, after)
 
-    async def _converse(self, command: str, stdin_path: str, running: Running) -> Ended:
-        """Send a command and see it to its end, whatever that takes. Raises: Lost, SideLost, Spent."""
-        self._main.start(command, stdin_path)
+    async def _see_through(self, running: Running) -> State:
+        """A command to its end and that of what it left. Raises: Lost, SideLost, Spent.
+
+        The second shell is asked while standard error's end is still under way. Where that is not there when the answer comes,
+        the command may not have been over: then it is asked again.
+        """
+        await self._watch(self._main.output_over, running)
+        state = await self._settle()
+        if not self._main.over:
+            await self._watch(self._main.command_over, running)
+            state = await self._settle()
+        return state
+
+    async def _watch(self, over: Callable[[float], Awaitable[bool]], running: Running) -> None:
+        """Until it is over, whatever that takes. Raises: Lost, SideLost, Spent."""
         tick = _FIRST_TICK_S
-        while not await self._main.command_over(tick):
+        while not await over(tick):
             tick = TICK_S
             if running.limit is None:
                 running.limit = await self._exceeded(running)
@@ -167,9 +212,8 @@ class RemoteShell:
                     raise Spent
                 running.attempts, tick = running.attempts + 1, _SETTLE_S
                 await self._count("settle 0")
-        return self._main.ended
 
-    async def _settle(self, ended: Ended) -> State:
+    async def _settle(self) -> State:
         """End what the command left behind. Raises: Lost, SideLost, Spent."""
         spare = 0 if self._main.shell_ended() else self._pid
         state = await self._count(f"settle {spare}")
@@ -177,8 +221,8 @@ class RemoteShell:
             raise Spent
         if spare not in state.left:
             await self._both_dead()
-        elif ended.cwd is not None:
-            self._cwd = ended.cwd
+        elif self._main.ended.cwd is not None:
+            self._cwd = self._main.ended.cwd
         return state
 
     async def _both_dead(self) -> None:
@@ -192,31 +236,28 @@ class RemoteShell:
             return
         await self._both_dead()
         await self._count("settle 0")
-        await self._renew(_SETTLE_S)
-        await self._know_shell()
+        self._main.ask_for_shell(used=self._used)
+        if not await self._main.command_over(_SETTLE_S):
+            raise Spent
+        self._state = await self._count("living 0; state")
+        if len(self._state.left) != 1:  # nothing but that shell
+            raise Spent
+        self._pid = self._state.left[0]
         self._main.start(shell_loop.go_to(self._cwd))
         if not await self._main.command_over(_SETTLE_S):
             raise Spent
 
-    async def _renew(self, timeout_s: float) -> None:
-        """Ask process 1 for a shell. Raises: Lost, Spent."""
-        self._main.ask_for_shell(used=self._used)
+    async def _introduced(self, timeout_s: float) -> bool:
+        """Ask the first shell for its number and the supervisor's. False where that was not heard: a cluster says that it
+        attaches before it does. Raises: Lost."""
+        self._main.start(remote_loop.WHO)
         if not await self._main.command_over(timeout_s):
-            raise Spent
-
-    async def _know_supervisor(self) -> None:
-        """In a box that nobody has used yet. The shell is its child and has a higher number. Raises: Lost, SideLost, Spent."""
-        state = await self._count("living 0; state")
-        if len(state.left) != 2:
-            raise Spent
-        self._supervisor = min(state.left)
-
-    async def _know_shell(self) -> None:
-        """The number of the shell that has just come up: nothing else lives in the box. Raises: Lost, SideLost, Spent."""
-        self._state = await self._count("living 0; state")
-        if len(self._state.left) != 1:
-            raise Spent
-        self._pid = self._state.left[0]
+            return False
+        try:
+            self._supervisor, self._pid = map(int, self._main.out.take()[0].split())
+        except ValueError:  # cut off
+            return False
+        return True
 
     async def _abandon(self) -> None:
         """The caller was cancelled: end the command all the same, so that the box stays usable."""
@@ -235,7 +276,7 @@ class RemoteShell:
     async def _exceeded(self, running: Running) -> LimitKind | None:
         if self._main.seen > FLOOD * self._spec.output_bytes:
             return "output"
-        return running.exceeds(await self._count("living 0; state", _LOOK_S), self._loop.time())
+        return running.exceeds(await self._count("look", _LOOK_S), self._loop.time())
 
     def _last_words(self, running: Running | None = None) -> ExecResult:
         """Of a box that is gone. Raises: BoxDied where that is not the agent's doing."""

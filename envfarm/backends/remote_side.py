@@ -7,7 +7,7 @@ process of the agent's is left. What else appears on its stream was forged by th
 
 Process 1 cannot be killed from inside, this shell can: then a new one is opened (`remote_shell`), at the cost of one exec.
 `kill -9 -1` spares process 1 and whoever calls it, and the kernel does it in one stroke: no fork bomb is faster. Where the
-supervisor is not process 1 (`Streams.apart`) that ends the box as well.
+supervisor is not process 1 (`docker_gvisor`) that ends the box as well.
 
 Where the box has counters of its own (`/sys/fs/cgroup`, version 1 or 2) they are read; otherwise processes, their CPU seconds
 and private memory are summed up.
@@ -57,13 +57,12 @@ while [ -n "$Z" ] && [ $n -lt 40 ]; do n=$((n+1)); living "$1"; done
 
 field() { F=0; while read -r k v; do [ "$k" = "$1" ] && F=$v; done <"/sys/fs/cgroup/$2"; }
 
-count() { # M: killed for memory; P: forks refused; C: CPU microseconds; N: processes; A: private pages, where nobody counts
-M=0 P=0 C=0 N=0 A=0
+count() { # M: killed for memory; F: forks refused; C: CPU microseconds; where nobody counts also A: private pages; N: processes
+M=0 F=0 C=0 N=0 A=0
 case $V in
-1) field oom_kill memory/memory.oom_control; M=$F; field max pids/pids.events; P=$F; read -r N </sys/fs/cgroup/pids/pids.current
-read -r C </sys/fs/cgroup/cpuacct/cpuacct.usage; C=$((C/1000));;
-2) field oom_kill memory.events; M=$F; field max pids.events; P=$F; field usage_usec cpu.stat; C=$F
-read -r N </sys/fs/cgroup/pids.current;;
+1) field oom_kill memory/memory.oom_control; M=$F; read -r C </sys/fs/cgroup/cpuacct/cpuacct.usage; C=$((C/1000))
+field max pids/pids.events;;
+2) field oom_kill memory.events; M=$F; field usage_usec cpu.stat; C=$F; field max pids.events;;
 *) for d in /proc/[0-9]*; do
 [ "$d" = "/proc/$$" ] && continue
 s=; while IFS= read -r l; do s=$l; done <"$d/stat"
@@ -75,7 +74,13 @@ done;;
 esac
 }
 
-state() { count; reply ok 0 $V $M $P $C $N $A $L; }
+tell() { reply ok 0 $V $M $F $C $N $A $L; }
+state() { count; tell; }
+look() { # while a command runs, with the number of processes: a file more
+living 0; count
+case $V in 1) read -r N </sys/fs/cgroup/pids/pids.current;; 2) read -r N </sys/fs/cgroup/pids.current;; esac
+tell
+}
 settle() { # nearly always there is nothing but 1, P, this shell and $1, and that is no zombie, which has no `exe`
 p=$1 n=4; [ $P = 1 ] && n=3; set -- /proc/[0-9]*
 if [ $# = $n ] && [ -e "/proc/$p/exe" ]; then L=$p; else clear "$p"; living 0; fi
@@ -95,7 +100,7 @@ class State:
     memory_kills: int
     refused_forks: int
     cpu_s: float
-    processes: int  # and threads, where they are counted
+    processes: int  # and threads, where they are counted: of a `look` alone
     private_bytes: int  # only without counters
     left: tuple[int, ...]  # processes that are still there
 

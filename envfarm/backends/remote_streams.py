@@ -51,13 +51,11 @@ class Pipe(Protocol):
 
 
 class Streams(Protocol):
-    """One container or pod, already running `remote_loop.entry()`."""
-
-    apart: bool
-    """Whether that runs beside process 1 and is not it. The agent can kill it then, which ends its box."""
+    """One container or pod."""
 
     async def open_main(self) -> Pipe:
-        """Its standard streams. Called once. Raises: Lost."""
+        """The standard streams of `remote_loop.entry()`, which is process 1 or runs beside it: then the agent can kill it, which
+        ends its box. What it says first may be lost. Called once. Raises: Lost."""
         ...
 
     async def open_side(self, *, crowded: bool) -> Pipe:

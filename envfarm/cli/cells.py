@@ -65,9 +65,9 @@ def _show(findings: Sequence[Finding], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     columns = list(dict.fromkeys(f.cell for f in findings))
-    table.add_column("environment")
+    table.add_column("environment", no_wrap=True)
     for cell in columns:
         table.add_column(cell.name)
     for env in dict.fromkeys(f.env for f in findings):
@@ -86,11 +86,12 @@ def _mark(finding: Finding | None) -> Text:
     from envfarm.testing.cells import REFERENCE
 
     if finding is None:
-        return Text("does not apply", style="dim")
+        return Text("no box", style="dim")
     if finding.reason:
         return Text("MISSING", style="bold red")
     if not finding.ok:
         return Text(f"{len(finding.found.differences)} DIFFER", style="bold red")
     if finding.cell is REFERENCE:
-        return Text(f"{finding.episodes} episodes, {finding.found.text_chars:,} characters")
-    return Text("equal", style="green").append(f", {finding.found.masked_share:.2%} masked", style="dim")
+        return Text(f"{finding.episodes} played")
+    masked = f", {finding.found.masked_share:.2%} masked" if finding.found.masked_chars else ""
+    return Text("equal", style="green").append(masked, style="dim")

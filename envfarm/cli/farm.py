@@ -83,17 +83,20 @@ def render(file: Annotated[Path, _FILE]) -> None:
 @farm.command()
 def down(
     name: Annotated[str, typer.Argument(metavar="NAME|FARM.yaml", help="One of this machine; one of a cluster by its file.")],
+    on: Annotated[Kind | None, _ON] = None,
 ) -> None:
     """Take a farm down: boxes, workers, keeper. Sessions that are being played end as infrastructure errors."""
     from envfarm.farm.daemon import take_down
     from envfarm.farm.file import read_farm
 
-    if Path(name).is_file() and (described := read_farm(name, "kubernetes")).in_cluster:
+    kind: Any = on.value if on is not None else None
+    described = read_farm(name, kind) if Path(name).is_file() else None
+    if described is not None and described.in_cluster:
         from envfarm.farm.cluster import take_down as delete
 
         asyncio.run(delete(described))
     else:
-        take_down(name)
+        take_down(described.farm if described is not None else name)
     print(f"farm {name} is down")
 
 

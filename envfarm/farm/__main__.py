@@ -27,6 +27,8 @@ from envfarm.farm.keeper_api import KeeperApi
 from envfarm.worker import protocol
 from envfarm.worker.lifetime import PrivateDir
 
+_MAX_PORT = 65535
+
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m envfarm.farm", description="Keep a farm.")
@@ -79,8 +81,8 @@ def main() -> int:
 
     try:
         host, colon, port = options.listen.rpartition(":")
-        if not colon or not port.isdigit():
-            raise UserError(f"--listen: expected HOST:PORT, found {options.listen!r}")
+        if not colon or not port.isdigit() or int(port) > _MAX_PORT:
+            raise UserError(f"--listen: expected HOST:PORT with a port up to {_MAX_PORT}, found {options.listen!r}")
         farm = read_farm(options.file, options.on)
         if farm.target.kubernetes is not None:
             os.environ[NAMESPACE_VARIABLE] = farm.target.kubernetes.boxes  # of this process and all that it starts

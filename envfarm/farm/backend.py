@@ -38,12 +38,10 @@ class LeasedStreams:
         self._farm, self._spec, self._owner = farm, spec, owner
         self._box = ""
         self._streams: Attached | None = None
-        self.apart = False
 
     async def create(self) -> None:
         self._box = await self._farm.lease(self._spec, self._owner)
         self._streams = self._farm.attached(self._spec, self._box)
-        self.apart = self._streams.apart
 
     async def open_main(self) -> Pipe:
         assert self._streams is not None

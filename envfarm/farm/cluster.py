@@ -9,15 +9,14 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from envfarm.backends.kubernetes_api import Api
+from envfarm.backends.kubernetes_api import FORBIDDEN, NOT_FOUND, Api
 from envfarm.backends.kubernetes_link import Link, Refused
-from envfarm.errors import BoxUnavailableError, UserError
+from envfarm.errors import UserError
 from envfarm.farm.file import FarmFile
 from envfarm.farm.manifests import render, token_secret
 
 _APPLY = "application/apply-patch+yaml"  # which JSON is, too
 _MANAGER = [("fieldManager", "envfarm"), ("force", "true")]
-_NOT_FOUND = 404
 _NEWEST = "PodDisruptionBudget"
 _PLURAL = {"NetworkPolicy": "networkpolicies"}
 """Of kinds that do not just add an s."""
@@ -27,7 +26,7 @@ async def bring_up(farm: FarmFile) -> list[str]:
     """Apply the farm. The cluster starts it in its own time. Returns the kinds that a cluster of this version does not know,
     which are left out: only budgets for disruptions are new enough for that.
 
-    Raises: BoxUnavailableError where no cluster answers; UserError for what it refuses: which object, which verb.
+    Raises: BoxUnavailableError where no cluster answers, or it does not know this user; UserError for what it refuses: which object, which verb.
     """
     async with _Cluster() as cluster:
         unknown: dict[str, None] = {}
@@ -95,14 +94,13 @@ class _Cluster:
         try:
             return await self._link.ask(method, _path(one), body, query=query, kind=_APPLY if body else "application/json")
         except Refused as refused:
-            if refused.status == _NOT_FOUND:
+            if refused.status == NOT_FOUND:
                 raise _Missing from None
+            if (unheard := self._api.unheard(refused.status, refused.said)) is not None:
+                raise unheard from None
             what = f"{one['kind']} {one['metadata']['name']!r}"
-            if refused.status == 0:
-                raise BoxUnavailableError(
-                    f"no API server answers: {refused.said}. Start the cluster, or set KUBECONFIG"
-                ) from None
-            raise UserError(f"the cluster refused to {_VERBS[method]} {what}: {refused.said}") from None
+            mend = ". Whoever may can do it with what `envfarm farm render` prints" if refused.status == FORBIDDEN else ""
+            raise UserError(f"the cluster refused to {_VERBS[method]} {what}: {refused.said}{mend}") from None
 
 
 _VERBS = {"PATCH": "apply", "GET": "get", "DELETE": "delete"}

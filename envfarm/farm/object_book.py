@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from envfarm.backends.kubernetes_api import CONFLICT, NOT_FOUND, no_namespace
 from envfarm.backends.kubernetes_link import Link, Refused
-from envfarm.errors import InfraError
+from envfarm.errors import BoxUnavailableError, InfraError
 from envfarm.farm import FARM_LABEL
 from envfarm.farm.leases import EXPIRY_S, Conflict, Entry
 
-_CONFLICT, _NOT_FOUND = 409, 404
 _BEATS = "envfarm.beats"
 
 
@@ -61,12 +61,15 @@ class ObjectBook:
     async def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, query: list[tuple[str, str]] | None = None
     ) -> dict[str, Any]:
-        """Raises: Conflict where the object is another one, or gone; InfraError."""
+        """Raises: Conflict where the object is another one, or gone; BoxUnavailableError where there is no such namespace;
+        InfraError."""
         where = f"/apis/coordination.k8s.io/v1/namespaces/{self._cluster.namespace}/leases{path}"
         try:
             return await self._cluster.link.ask(method, where, body, query=query)
         except Refused as refused:
-            if refused.status in (_CONFLICT, _NOT_FOUND):
+            if refused.status == NOT_FOUND and method == "POST":
+                raise BoxUnavailableError(no_namespace(self._cluster.namespace, refused.said)) from None
+            if refused.status in (CONFLICT, NOT_FOUND):
                 raise Conflict(path) from None
             raise InfraError(f"the API server does not keep leases ({method} {where}): {refused.status} {refused.said}") from None
 

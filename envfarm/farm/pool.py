@@ -12,6 +12,7 @@ that a worker does not have in just this version is brought to it as a bundle.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -186,8 +187,10 @@ class FarmPool:
                 if not protocol.as_words(await channel.ask(Bring(spec.hash))):
                     protocol.as_words(await channel.ask(Bring(spec.hash, self._bundle(spec))))
         except MissingDependencyError as error:
+            unpacked = rf"\S*/{self._bundle(spec).digest}\b"  # where the worker has it
+            said = re.sub(unpacked, lambda _: str(spec.folder), str(error))
             raise MissingDependencyError(
-                f"a worker of farm {self._named} cannot play {spec.id}: {error}. {self._mend(spec)}"
+                f"a worker of farm {self._named} cannot play {spec.id}: {said}. {self._mend(spec)}"
             ) from None
         finally:
             channel.close()
@@ -208,4 +211,6 @@ class FarmPool:
         if self._farm.kind == "bubblewrap" or (self._farm.target.docker and self._farm.target.docker.workers == "process"):
             return "Workers are processes beside the keeper: install it there, then bring the farm up again"
         wanted = " ".join(f"--install {requirement!r}" for requirement in spec.requires)
-        return f"Build a worker image that has it, `envfarm image build --worker {wanted}`, and bring the farm up with that"
+        what = "pods" if self._farm.kind == "kubernetes" else "containers"
+        command = f"envfarm image build --worker --engine {wanted}"
+        return f"For workers in {what} that is `{command}`, and the farm brought up with that image"

@@ -41,7 +41,8 @@ def how_to_build(image: str, *options: str) -> str:
     name = image.partition(":")[0]
     what = [] if name in BASES else ["--worker"] if name == WORKER else [name.removeprefix("envfarm/")]
     words = ["envfarm image build", *options, *what]
-    return f"run `{' '.join(words)}`"
+    by_file = "" if name in BASES or name == WORKER else " (or with its YAML file, where `envfarm list` does not show it)"
+    return f"run `{' '.join(words)}`{by_file}"
 
 
 def is_stale(place: Path, image: str) -> bool:

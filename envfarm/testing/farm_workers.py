@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from envfarm.farm import KEEPER_PORT, TOKEN_VARIABLE, cluster
 from envfarm.farm.client import KeeperClient, KeeperLost
 from envfarm.farm.daemon import bring_up, take_down
 from envfarm.farm.file import FarmFile, read_farm
+from envfarm.farm.home import Home
 from envfarm.farm.manifests.names import KEEPER, TOKEN_KEY, TOKEN_SECRET, selector, target_of
 from envfarm.farm.pool import FarmPool
 from envfarm.spec import EnvSpec
@@ -51,6 +53,7 @@ class ContainerWorkers(FarmPool):
         if self._up:
             self._up = False
             await asyncio.to_thread(take_down, self._named)
+        shutil.rmtree(Home(self._named).folder, ignore_errors=True)  # nobody uses that name again
 
     def _bring_up(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

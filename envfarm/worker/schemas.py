@@ -67,17 +67,18 @@ PATHS = ("/health", "/metadata", "/schema", "/state", "/openapi.json", "/reset",
 
 
 def document(path: str, sessions: Sessions) -> Any:
-    """The answer to GET `path`, or None where it is none of these."""
-    spec = sessions.default
+    """The answer to GET `path`, or None where it is none of these. Raises: UnknownIdError where it is about an environment, and
+    the worker serves only what clients bring."""
     if path == "/health":
         return {"status": "healthy"}
     if path == "/metadata":
+        spec = sessions.default
         described = f"{spec.title or spec.id} ({', '.join(sessions.specs)})" if len(sessions.specs) > 1 else spec.title or spec.id
         return {"name": spec.id, "description": described, "version": spec.id.rpartition("-v")[2]}
     if path == "/schema":
         return {"action": ACTION, "observation": OBSERVATION, "reset_observation": OBSERVATION, "state": STATE}
     if path == "/state":  # of no session: an HTTP request has none
-        return {"episode_id": None, "step_count": 0, "env": spec.id, "instance": None, "role": None, "done": False}
+        return {"episode_id": None, "step_count": 0, "env": sessions.default.id, "instance": None, "role": None, "done": False}
     if path == "/openapi.json":
         return openapi(sessions)
     return None

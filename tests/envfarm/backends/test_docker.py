@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from envfarm.backends import remote_side
 from envfarm.backends.docker import DockerBackend, GvisorBackend, connect, remove_left_over
 from envfarm.backends.local import backend_class
 from envfarm.backends.owners import BOX, DEADLINE, OWNER, owner_label, pid_of
 from envfarm.backends.sync import SyncBox
 from envfarm.box import Box
-from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
+from envfarm.errors import BoxDied, BoxUnavailableError, InfraError, MissingDependencyError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
 from tests import testbed
@@ -168,6 +170,37 @@ def test_a_cancelled_start_leaves_nothing() -> None:
 
 
 @on_engine
+@pytest.mark.parametrize("entry", [["/nowhere"], ["/bin/sh", "-c", "exit 1"]])
+@pytest.mark.parametrize("first", ["a command", "a file"])
+def test_a_second_shell_that_does_not_come_up_is_the_farms_fault(
+    entry: list[str], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes up in the background, and is missed where it is first needed; no command of the agent's has run then."""
+    monkeypatch.setattr(remote_side, "ENTRY", entry)
+
+    async def use(backend: DockerBackend) -> None:
+        box = await backend.start(SMALL)
+        with pytest.raises(BoxDied):
+            await (box.exec("echo ran >/task/ran") if first == "a command" else box.write("a", b"a"))
+        for call in (box.exec("true"), box.read("ran")):
+            with pytest.raises(BoxDied):
+                await call
+
+    with_backend(DockerBackend, use)
+
+
+@on_engine
+def test_a_box_that_is_stopped_while_its_second_shell_comes_up_leaves_nothing() -> None:
+    async def use(backend: DockerBackend) -> None:
+        box = await backend.start(SMALL)
+        await box.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert [c for c in owned(backend.api) if c["Labels"][OWNER] == owner_label()] == []
+
+    with_backend(DockerBackend, use)
+
+
+@on_engine
 def test_warm_boxes_are_handed_out_and_go_with_the_backend() -> None:
     async def use(backend: DockerBackend) -> tuple[str, str, bytes]:
         first = await backend.start(SMALL)
@@ -252,6 +285,36 @@ def test_a_missing_image_or_runtime_is_named() -> None:
         with_backend(DockerBackend, lambda b: b.start(msgspec.structs.replace(SMALL, image="lab/none")))
     with pytest.raises(BoxUnavailableError, match="no runtime 'kata'"):
         with_backend(DockerBackend, lambda b: b.probe(), runtime="kata")
+
+
+@on_engine
+def test_a_box_larger_than_the_machine_is_refused_with_what_it_asks_for() -> None:
+    with pytest.raises(BoxUnavailableError, match=r"asks for cpu 1000, .*Range of CPUs.*Ask for less under `sandbox`"):
+        with_backend(DockerBackend, lambda b: b.start(msgspec.structs.replace(SMALL, cpu=1000.0)))
+
+
+@needs_root
+def test_a_socket_that_this_user_may_not_open_is_named() -> None:
+    """The other user's process imports everything as root first: the interpreter may be root's alone."""
+    code = """
+import os, tempfile, socket, docker
+from envfarm.backends.docker import connect
+folder = tempfile.mkdtemp(dir="/tmp")
+os.chmod(folder, 0o755)
+where = os.environ["DOCKER_HOST"] = f"unix://{folder}/engine.sock"
+with socket.socket(socket.AF_UNIX) as engine:
+    engine.bind(where.removeprefix("unix://"))
+    engine.listen()
+    os.seteuid(65534)
+    try:
+        connect()
+    finally:
+        os.seteuid(0)
+        os.unlink(f"{folder}/engine.sock")
+        os.rmdir(folder)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "this user may not use the Docker engine at unix:///tmp/" in done.stderr and "usermod -aG docker" in done.stderr
 
 
 def test_it_is_found_by_name() -> None:

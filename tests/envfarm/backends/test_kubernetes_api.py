@@ -13,6 +13,7 @@ from typing import TypeVar
 import pytest
 
 from envfarm.backends.kubernetes import KubernetesBackend
+from envfarm.backends.kubernetes_api import NAMESPACE_VARIABLE
 from envfarm.backends.kubernetes_link import Access, Link, Refused
 from envfarm.backends.local import backend_class
 from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
@@ -240,12 +241,43 @@ def probe() -> None:
 
 
 @needs_client
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory"),
+        ("", "file is empty"),
+        ("clusters: [", "it is none: while parsing a flow node"),
+        ("just words", "it is none: 'str' object"),
+        ("apiVersion: v1\nkind: Config\n", "Expected key current-context"),
+        (KUBECONFIG.format(port=1).replace("current-context: x", "current-context: y"), "Expected object with name y"),
+    ],
+)
+def test_a_kubeconfig_of_no_use_is_named(text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "kubeconfig"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    for namespace in ("", "lab"):
+        monkeypatch.setenv(NAMESPACE_VARIABLE, namespace)
+        with pytest.raises(BoxUnavailableError, match=f"the kubeconfig {file} is of no use: .*{said}") as raised:
+            probe()
+        assert "Set KUBECONFIG to the file that `kubectl` uses" in str(raised.value)
+
+
+@needs_client
+def test_a_namespace_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
+        cluster.refuse = lambda what: refusal(404, 'namespaces "lab" not found') if what == "create" else None
+        with pytest.raises(BoxUnavailableError, match=r'"lab" not found. `kubectl create namespace lab`'):
+            await backend.start(SMALL)
+
+    with_cluster(tmp_path, monkeypatch, use)
+
+
+@needs_client
 def test_without_a_cluster_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "kubeconfig"
-    file.write_text("")
     monkeypatch.setenv("KUBECONFIG", str(file))
-    with pytest.raises(BoxUnavailableError, match=f"the kubeconfig {file} is of no use"):
-        probe()
     file.write_text(KUBECONFIG.format(port=1))
     with pytest.raises(BoxUnavailableError, match=r"no API server answers at http://127.0.0.1:1[.] Start the cluster"):
         probe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -132,7 +133,9 @@ def test_what_is_missing_beside_the_workers_is_named(farm: Running, tmp_path: Pa
         spec = load_spec(file)
         pool = FarmPool([spec], farm.farm)
         await pool.start()
-        with pytest.raises(MissingDependencyError, match=r"toy/needy-v0 requires 'nothing-of-this-name>=2'.*install it there"):
+        place = rf"cannot play toy/needy-v0: {re.escape(str(file))}:\d+:\d+"
+        said = rf"{place}: .*requires 'nothing-of-this-name>=2'.*install it there"
+        with pytest.raises(MissingDependencyError, match=said):
             await pool.session(spec.id)
         await pool.close()
 
@@ -187,6 +190,9 @@ def test_a_second_farm_of_that_name_and_a_port_in_use(farm: Running, tmp_path: P
         taken.listen()
         with pytest.raises(UserError, match="is in use; choose another with --listen"):
             bring_up(other, read_farm(other), None, f"127.0.0.1:{taken.getsockname()[1]}")
+    for nowhere in ("127.0.0.1", "127.0.0.1:70000"):
+        with pytest.raises(UserError, match="--listen: expected HOST:PORT with a port up to 65535, found"):
+            bring_up(other, read_farm(other), None, nowhere)
     with pytest.raises(UserError, match="no farm 'other' is up"):
         Home("other").running()
     assert Home("lab").running() == farm
@@ -283,7 +289,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         assert "`farm` has workers and boxes of its own: leave out `workers`" in envfarm("rollout", str(run), code=2)
     finally:
         gone = Home("lab").running()
-        assert "farm lab is down" in envfarm("farm", "down", "lab")
+        assert "is down" in envfarm("farm", "down", str(file))
     assert "no farm 'lab' is up" in envfarm("farm", "status", "lab", code=2)
     monkeypatch.setenv(TOKEN_VARIABLE, gone.token)
     for asked in (("status", gone.url), ("scale", gone.url, "--workers", "1")):

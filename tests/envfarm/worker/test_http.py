@@ -60,6 +60,19 @@ async def call(url: str, method: str, path: str, body: Any = None, **more: Any) 
         return answer.status, await answer.json() if answer.content_length else None, answer.headers
 
 
+def test_a_worker_that_serves_only_what_clients_bring_is_healthy() -> None:
+    """A cluster asks for that before it calls the pod ready."""
+
+    async def ask() -> None:
+        async with running() as (_, url):
+            assert (await call(url, "GET", "/health"))[:2] == (200, {"status": "healthy"})
+            assert (await call(url, "GET", "/list_environments"))[:2] == (200, [])
+            status, said, _ = await call(url, "GET", "/metadata")
+            assert status == 400 and "only what clients bring" in said["detail"]
+
+    asyncio.run(ask())
+
+
 def test_resets_and_steps_live_for_one_request() -> None:
     async def play() -> None:
         async with running(toy("shared")) as (worker, url):
