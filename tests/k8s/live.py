@@ -27,7 +27,7 @@ from envfarm.farm.status import BoxCounts, PoolStatus, Status
 from tests.k8s.places import Object
 from tests.testbed import kubectl
 
-IMAGE = "envfarm/worker:latest"
+IMAGE = "envfarm/worker:pods"
 _AGAIN_S = 0.5
 
 
@@ -41,7 +41,7 @@ def envfarm(*arguments: str, code: int = 0, **variables: str) -> str:
 
 def require_image() -> None:
     nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
-    if not any(IMAGE in name for node in nodes for image in node["status"]["images"] for name in image["names"]):
+    if not any(IMAGE in name for node in nodes for image in node["status"]["images"] for name in image["names"] or ()):
         pytest.skip(f"no node has {IMAGE}: k8s/testbed/worker-image.sh puts it there")
 
 
