@@ -67,13 +67,13 @@ def process_of_container(container: dict[str, Any]) -> int | None:
         return None
 
 
-def process_of_pod(pod: dict[str, Any]) -> int | None:
-    """On this machine, the first process of the box's container; None where it does not run, or is about to be ended."""
+def process_of_pod(pod: dict[str, Any], container: str = CONTAINER) -> int | None:
+    """On this machine, the first process of its container, a box's; None where it does not run, or is about to be ended."""
     if "deletionTimestamp" in pod["metadata"]:
         return None
     for status in pod["status"].get("containerStatuses", ()):
         name = status.get("containerID", "").rpartition("/")[2]
-        if status["name"] != CONTAINER or not name:
+        if status["name"] != container or not name:
             continue
         for entry in Path("/proc").glob("[0-9]*"):
             try:

@@ -52,7 +52,8 @@ def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
 
 
 class KubernetesBackend(RemoteBackend):
-    """`patience_s`: how long a box may wait for a quota, or for a node with room. Who `makes` none needs no right to."""
+    """`patience_s`: how long a box may wait for a quota, or for a node with room. Who `makes` none needs no right to. `owner`:
+    whose the boxes are, where that is not this process: they outlive it, and are found again by the next one."""
 
     name = "kubernetes"
     module = __name__
@@ -61,9 +62,12 @@ class KubernetesBackend(RemoteBackend):
     link: Link
     watch: PodWatch
 
-    def __init__(self, *, warm: int = 0, slack_s: float = owners.SLACK_S, patience_s: float = PATIENCE_S, makes: bool = True):
+    def __init__(
+        self, *, warm: int = 0, slack_s: float = owners.SLACK_S, patience_s: float = PATIENCE_S, makes: bool = True,
+        owner: str = "",
+    ):  # fmt: skip
         super().__init__(warm=warm, slack_s=slack_s, makes=makes)
-        self.patience_s = patience_s
+        self.patience_s, self._owner = patience_s, owner
         self.waiting: Counter[str] = Counter()
         """What boxes wait for just now, and how many: a quota that is used up, in the API server's words, or that server."""
         self._api = Api()
@@ -88,13 +92,14 @@ class KubernetesBackend(RemoteBackend):
         if self._connected:
             self._connected = False
             await self.watch.close()
-            if self._makes:
+            if self._makes and not self._owner:
                 await self._until_gone()
             await self.link.close()
         self._api.close()
 
     def _streams(self, spec: BoxSpec, name: str) -> PodStreams:
-        return PodStreams(self, pod(spec, owners.labels(name, self._deadline_s(spec)), self._deadline_s(spec)))
+        labels = owners.labels(name, self._deadline_s(spec), self._owner)
+        return PodStreams(self, pod(spec, labels, self._deadline_s(spec)))
 
     def attached(self, spec: BoxSpec, name: str) -> AttachedPod:
         return AttachedPod(self, name)
@@ -108,7 +113,7 @@ class KubernetesBackend(RemoteBackend):
 
     @property
     def _mine(self) -> str:
-        return f"{owners.OWNER}={owners.owner_label()}"
+        return f"{owners.OWNER}={self._owner or owners.owner_label()}"
 
     # --- used by the pods -----------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """Who made a container or pod, and what removes it when its maker is gone.
 
-Every box carries three labels: its name, its owner (a process, for ever: machine, pid, and when it started) and its deadline. A
-second process per owner, the reaper, removes the boxes of an owner that has ended, however that came, and those past their
-deadline, also those of owners whose own reaper is gone; and by name those that their owner could not remove, as the engine was
-away. How boxes are found and removed is their backend module's matter: its function `remove_left_over(owner, names)`.
+Every box carries three labels: its name, its owner (a process, for ever: machine, pid, and when it started; or a farm in a
+cluster, whose next keeper inherits) and its deadline. A second process per owner, the reaper, removes the boxes of an owner that
+has ended, however that came, and those past their deadline, also those of owners whose own reaper is gone; and by name those that
+their owner could not remove, as the engine was away. How boxes are found and removed is their backend module's matter: its
+function `remove_left_over(owner, names)`.
 
 Started as `python -m envfarm.backends.reaper MODULE OWNER PID` in a session of its own, so that neither Ctrl-C nor `kill -9` of
 the owner ends it.
@@ -28,8 +29,9 @@ SLACK_S = 3600.0
 _MACHINE_CHARS = 32
 
 
-def labels(box: str, deadline_s: float) -> dict[str, str]:
-    return {BOX: box, OWNER: owner_label(), DEADLINE: str(int(time.time() + deadline_s))}
+def labels(box: str, deadline_s: float, owner: str = "") -> dict[str, str]:
+    """`owner`: one that is no process, and so never known to be gone; else this process."""
+    return {BOX: box, OWNER: owner or owner_label(), DEADLINE: str(int(time.time() + deadline_s))}
 
 
 def owner_label() -> str:
@@ -44,8 +46,8 @@ def pid_of(owner: str) -> int:
 def is_over(found: dict[str, str], owner: str | None, names: Set[str] = frozenset()) -> bool:
     """Whether what carries these labels is to be removed: one of `names`, `owner`'s, that of an owner known to be gone, or past
     its deadline."""
-    late = float(found.get(DEADLINE) or "inf") < time.time()
-    return late or found.get(BOX) in names or found.get(OWNER) == owner or _is_gone(found.get(OWNER, ""))
+    late, of = float(found.get(DEADLINE) or "inf") < time.time(), found.get(OWNER, "")
+    return late or found.get(BOX) in names or of == owner or _is_gone(of)
 
 
 def _machine() -> str:

@@ -49,8 +49,7 @@ async def keep(farm: FarmFile, host: str, port: int, announce: Callable[[Running
     try:
         url = await api.listen(host, port)
         keeper = Keeper(farm, token, folder.path, url)
-        api.serve(keeper)  # workers ask as they start
-        starting, stopping = asyncio.ensure_future(keeper.start()), asyncio.ensure_future(stop.wait())
+        starting, stopping = asyncio.ensure_future(_start(keeper, api)), asyncio.ensure_future(stop.wait())
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
@@ -62,6 +61,13 @@ async def keep(farm: FarmFile, host: str, port: int, announce: Callable[[Running
         if keeper is not None:
             await keeper.close()
         folder.remove()
+
+
+async def _start(keeper: Keeper, api: KeeperApi) -> None:
+    """Workers ask for boxes as they start, and those of a keeper before this one never ceased to."""
+    await keeper.start_boxes()
+    api.serve(keeper)
+    await keeper.start_workers()
 
 
 def main() -> int:

@@ -132,17 +132,27 @@ class LeasedBackend(RemoteBackend):
 
     async def lease(self, spec: BoxSpec, owner: str) -> str:
         """The name of a box that is `owner`'s now, a session. Raises: BoxUnavailableError, InfraError."""
-        until, further = time.monotonic() + EXPIRY_S, owner in self._held.values()
+        further = owner in self._held.values()
         while True:
             try:
                 box = await self._keeper.lease(LeaseRequest(spec, self._holder, PATIENCE_S, further))
-            except KeeperLost:  # it may be started again
-                if time.monotonic() > until:
-                    raise
-                await asyncio.sleep(_AGAIN_S)
+            except KeeperLost:
+                await self._until_kept()
             else:
                 self._held[box] = owner
                 return box
+
+    async def _until_kept(self) -> None:
+        """A keeper may be started again. Raises: KeeperLost."""
+        until = time.monotonic() + EXPIRY_S
+        while True:
+            await asyncio.sleep(_AGAIN_S)
+            try:
+                await self._keeper.kind()
+                return
+            except KeeperLost:
+                if time.monotonic() > until:
+                    raise
 
     async def death(self, box: str) -> Death:
         try:

@@ -1,8 +1,9 @@
 """The keeper: one process that owns a farm's lifetimes. See `envfarm.farm`.
 
     keeper = Keeper(farm, token, folder, url)
-    await keeper.start()          # workers are up, boxes are being made
-    ...                           # `keeper_api` speaks for it
+    await keeper.start_boxes()    # they are being made
+    ...                           # `keeper_api` speaks for it from now on
+    await keeper.start_workers()  # they are up
     await keeper.close()
 
 It holds no session and sees no episode: runs and workers speak to each other, workers and boxes too.
@@ -28,6 +29,7 @@ class Keeper:
     def __init__(self, farm: FarmFile, token: str, folder: Path, url: str):
         self.farm = farm
         self._wanted = [pool.workers for pool in farm.pools]
+        self._started = asyncio.Event()
         self._changed = asyncio.Condition()
         self._version = 0
         self._telling: set[asyncio.Task[None]] = set()
@@ -35,14 +37,18 @@ class Keeper:
         self.backend_name = site.backend_name
         self._boxes, self._place = site.boxes(), site.place()
 
-    async def start(self) -> None:
-        """Raises: UserError where the farm cannot be here, InfraError."""
+    async def start_boxes(self) -> None:
+        """Raises: UserError where they cannot be here, InfraError."""
         if self._boxes is not None:
             await self._boxes.start()
+
+    async def start_workers(self) -> None:
+        """Raises: UserError where they cannot run here, InfraError."""
         await self._place.start()
+        self._started.set()
 
     async def close(self) -> None:
-        """End workers and boxes. Idempotent."""
+        """End workers and boxes; in a cluster those that work go on with the next keeper. Idempotent."""
         await self._place.close()
         if self._boxes is not None:
             await self._boxes.close()
@@ -66,8 +72,9 @@ class Keeper:
         return Roster(self._version, self.farm.model_dump(mode="json", exclude_none=True), self._place.workers())
 
     async def scale(self, asked: Scale) -> None:
-        """Raises: UserError for a pool that is not there, or sizes that do not fit together."""
+        """As soon as the farm is up. Raises: UserError for a pool that is not there, or sizes that do not fit together."""
         self._check(asked.pool)
+        await self._started.wait()
         sizes = {name: size for name in ("min", "max", "warm") if (size := getattr(asked, name)) is not None}
         if sizes:
             stock = self.stock(asked.pool)

@@ -15,6 +15,7 @@ What goes wrong comes back as `{"kind": CLASS, "message": TEXT}` of `envfarm.err
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hmac
 from collections.abc import Awaitable, Callable
@@ -38,11 +39,11 @@ Handler = Callable[[web.Request], Awaitable[Any]]
 
 
 class KeeperApi:
-    """`listen` first, so that workers have an address to ask at; `serve` gives it a keeper."""
+    """`listen` first, so that workers have an address to ask at; `serve` gives it a keeper. Who asks before that waits."""
 
     def __init__(self, token: str):
         self._token = token
-        self._keeper: Keeper | None = None
+        self._keeper: asyncio.Future[Keeper] = asyncio.get_running_loop().create_future()
         self._runner: web.AppRunner | None = None
 
     async def listen(self, host: str, port: int) -> str:
@@ -63,7 +64,7 @@ class KeeperApi:
         return f"http://{host}:{self._runner.addresses[0][1]}"
 
     def serve(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+        self._keeper.set_result(keeper)
 
     async def close(self) -> None:
         """Idempotent."""
@@ -88,8 +89,7 @@ class KeeperApi:
         given = request.headers.get(TOKEN_HEADER) or request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self._token.encode()):
             return _answer(401, protocol.failed(UserError("the farm's token is missing or wrong")))
-        if self._keeper is None:
-            return _answer(503, protocol.failed(UserError("the farm is not up yet")))
+        await asyncio.shield(self._keeper)
         try:
             return _answer(200, await handler(request))
         except web.HTTPException:
@@ -101,8 +101,7 @@ class KeeperApi:
 
     @property
     def _its(self) -> Keeper:
-        assert self._keeper is not None  # `_guard`
-        return self._keeper
+        return self._keeper.result()  # `_guard` has waited
 
     async def _status(self, request: web.Request) -> Any:
         return self._its.status()

@@ -10,7 +10,7 @@ own time. So a keeper that starts anew gives everybody the whole time again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import msgspec
@@ -102,14 +102,14 @@ class Leases:
 
     async def _held(self, box: str, holder: str) -> Entry:
         entry = await self.book.get(box)
-        if entry is None or entry.holder != holder:
+        if entry is None or not holder or entry.holder != holder:
             raise LeaseLost(f"the lease of box {box} is over: no heartbeat came for {EXPIRY_S:.0f} s, or it was given back")
         return entry
 
-    async def expire(self) -> list[Entry]:
-        """End the leases that have not beaten for too long; returns them. To be called every now and then."""
-        now, over = self._clock(), []
-        entries = await self.book.all()
+    async def expire(self) -> AsyncIterator[Entry]:
+        """End the leases that have not beaten for too long. To be called every now and then. Each comes as soon as it is over:
+        once its entry is gone nobody else will say so, and the book may not answer for the next one."""
+        now, entries = self._clock(), await self.book.all()
         for entry in entries:
             version, since = self._seen.get(entry.box, ("", now))
             if version != entry.version:
@@ -119,7 +119,6 @@ class Leases:
                     await self.book.remove(entry)
                 except Conflict:
                     continue  # it beat just now
-                over.append(entry)
+                yield entry
         for box in self._seen.keys() - {entry.box for entry in entries}:
             del self._seen[box]
-        return over

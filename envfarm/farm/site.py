@@ -51,8 +51,9 @@ class Site:
         if self._farm.target.docker is not None:
             runtime = self._farm.target.docker.runtime
             return Boxes(DockerBackend(runtime=runtime), FolderBook(self._folder / "leases"), pools)
-        backend = KubernetesBackend(patience_s=_PATIENCE_S)
-        return Boxes(backend, ObjectBook(backend, self._farm.farm), pools)
+        name, in_cluster = self._farm.farm, self._farm.in_cluster
+        backend = KubernetesBackend(patience_s=_PATIENCE_S, owner=f"farm.{name}" if in_cluster else "")
+        return Boxes(backend, ObjectBook(backend, name), pools, inherited=in_cluster)
 
     def place(self) -> Place:
         kubernetes = self._farm.target.kubernetes

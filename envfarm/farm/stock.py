@@ -250,11 +250,16 @@ class Stock:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def leave(self) -> None:
+        """Make and hand out no more; what is there is the next keeper's. Idempotent."""
+        self._end_waiting()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def close(self) -> None:
         """Remove every box. Idempotent."""
-        self._closed = True
-        for waiting in self._waiting:
-            waiting.box.cancel()
+        self._end_waiting()
         await asyncio.gather(*self._tasks, return_exceptions=True)  # those in the making are on a shelf then
         boxes = [*self._leased.values(), *(bare for shelf in self._free.values() for bare in shelf)]
         self._leased.clear()
@@ -263,3 +268,8 @@ class Stock:
         for bare in boxes:
             self._leave(bare)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _end_waiting(self) -> None:
+        self._closed = True
+        for waiting in self._waiting:
+            waiting.box.cancel()

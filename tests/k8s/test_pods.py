@@ -1,25 +1,19 @@
-"""A rendered farm in a live cluster: keeper and worker come up as restricted as they are, and reach what they may and no more.
+"""A farm in a live cluster: keeper and worker come up as restricted as they are, and reach what they may and no more.
 
 What a NetworkPolicy forbids is not tried: the test bed's network does not enforce it.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import secrets
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from envfarm.farm.file import FarmFile
-from envfarm.farm.manifests import render, token_secret
-from tests.k8s.cluster import UNKNOWN_TO_1_20, create, kubectl
-from tests.k8s.places import Object
+from tests.k8s.live import LiveFarm
+from tests.testbed import kubectl
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(600)]
-IMAGE = "envfarm/worker:latest"
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("farm in pods")]
 ASK = """
 import json, os, ssl, sys, urllib.error, urllib.request
 account = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -44,46 +38,14 @@ print(json.dumps({**found, "uid": os.getuid()}))
 """
 
 
-@pytest.fixture(scope="module")
-def namespace() -> Iterator[str]:
-    """Of a farm that is up."""
-    nodes = json.loads(kubectl("get", "nodes", "-o", "json").stdout)["items"]
-    if not any(IMAGE in name for node in nodes for image in node["status"]["images"] for name in image["names"]):
-        pytest.skip(f"no node has {IMAGE}: k8s/testbed/worker-image.sh puts it there")
-    name = f"farm-{secrets.token_hex(3)}"
-    pool = {"environments": ["games/*"], "workers": 1, "boxes": {"max": 2}}
-    farm = FarmFile.model_validate(
-        {"envfarm": 1, "farm": "lab", "pools": [pool], "target": {"kubernetes": {"namespace": name, "image": IMAGE}}}
-    )
-    made = [small(one) for one in render(farm) if one["kind"] not in UNKNOWN_TO_1_20]
-    try:
-        create(*[one for one in made if one["kind"] == "Namespace"], token_secret(farm, "sesame"), dry=False)
-        create(*[one for one in made if one["kind"] != "Namespace"], dry=False)
-        for deployment in ("keeper", "worker-0"):
-            done = kubectl("-n", name, "rollout", "status", f"deployment/{deployment}", "--timeout=240s")
-            assert done.returncode == 0, f"{done.stderr}\n{kubectl('-n', name, 'describe', 'pods').stdout[-4000:]}"
-        yield name
-    finally:
-        kubectl("delete", "namespace", "--wait=false", name, f"{name}-boxes")
-
-
-def small(one: Object) -> Object:
-    made = copy.deepcopy(one)
-    if one["kind"] == "Deployment":
-        (container,) = made["spec"]["template"]["spec"]["containers"]
-        container["imagePullPolicy"] = "Never"
-        container["resources"]["requests"] = {"cpu": "10m", "memory": "64Mi"}
-    return made
-
-
 def asked(namespace: str, deployment: str, *questions: tuple[str, str, str]) -> dict[str, Any]:
     """Answers from inside of a pod: HTTP status by method and URL."""
-    done = kubectl("-n", namespace, "exec", f"deployment/{deployment}", "--", "python3", "-c", ASK, json.dumps(questions))
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    command = ("-n", namespace, "exec", f"deployment/{deployment}", "--", "python3", "-c", ASK, json.dumps(questions))
+    return json.loads(kubectl(*command))
 
 
-def test_a_worker_reaches_the_keeper_and_may_only_use_boxes(namespace: str) -> None:
+def test_a_worker_reaches_the_keeper_and_may_only_use_boxes(farm: LiveFarm) -> None:
+    namespace = farm.name
     boxes, home = (f"API/api/v1/namespaces/{name}" for name in (f"{namespace}-boxes", namespace))
     assert asked(
         namespace, "worker-0",
@@ -102,7 +64,8 @@ def test_a_worker_reaches_the_keeper_and_may_only_use_boxes(namespace: str) -> N
     }  # fmt: skip
 
 
-def test_the_keeper_sees_boxes_leases_and_workers_and_no_secret(namespace: str) -> None:
+def test_the_keeper_sees_boxes_leases_and_workers_and_no_secret(farm: LiveFarm) -> None:
+    namespace = farm.name
     boxes, home = (f"API/api/v1/namespaces/{name}" for name in (f"{namespace}-boxes", namespace))
     apps = f"API/apis/apps/v1/namespaces/{namespace}/deployments"
     leases = f"API/apis/coordination.k8s.io/v1/namespaces/{namespace}-boxes/leases"

@@ -288,5 +288,9 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         run.write_text(text + "workers: 3\n")
         assert "`farm` has workers and boxes of its own: leave out `workers`" in envfarm("rollout", str(run), code=2)
     finally:
+        gone = Home("lab").running()
         assert "is down" in envfarm("farm", "down", str(file))
     assert "no farm 'lab' is up" in envfarm("farm", "status", "lab", code=2)
+    monkeypatch.setenv(TOKEN_VARIABLE, gone.token)
+    for asked in (("status", gone.url), ("scale", gone.url, "--workers", "1")):
+        assert f"the keeper at {gone.url} does not answer" in envfarm("farm", *asked, code=2)

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from envfarm.errors import InfraError
 from envfarm.farm.folder_book import FolderBook
-from envfarm.farm.leases import EXPIRY_S, Conflict, LeaseLost, Leases
+from envfarm.farm.leases import EXPIRY_S, Conflict, Entry, LeaseLost, Leases
 
 T = TypeVar("T")
 BOXES = st.sampled_from(["box-0", "box-1", "box-2"])
@@ -24,6 +25,10 @@ OBSERVERS = st.sampled_from([0, 1])
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
+
+
+async def expired(leases: Leases) -> list[Entry]:
+    return [entry async for entry in leases.expire()]
 
 
 class TwoKeepers(RuleBasedStateMachine):
@@ -93,7 +98,7 @@ class TwoKeepers(RuleBasedStateMachine):
 
     @rule(i=OBSERVERS)
     def expire(self, i: int) -> None:
-        over = {entry.box for entry in run(self.keepers[i].expire())}
+        over = {entry.box for entry in run(expired(self.keepers[i]))}
         assert over == {box for box in self.held if self.looked[i].get(box, 0.0) >= EXPIRY_S}
         assert all(self.quiet[box] >= EXPIRY_S for box in over), "one that beat was ended"
         for box in over:
@@ -130,3 +135,41 @@ def test_of_two_that_saw_a_free_box_one_gets_it(tmp_path: Path) -> None:
         assert await other.get("box-0") == taken and taken.holder == "a"
 
     run(race())
+
+
+def test_what_expired_is_told_though_the_book_is_lost_in_the_middle(tmp_path: Path) -> None:
+    class Book(FolderBook):
+        answers = 1
+
+        async def remove(self, entry: Entry) -> None:
+            if not self.answers:
+                raise InfraError("the book is away")
+            self.answers -= 1
+            await super().remove(entry)
+
+    async def lose() -> None:
+        now, book = 0.0, Book(tmp_path)
+        leases = Leases(book, clock=lambda: now)
+        for box in ("box-0", "box-1"):
+            await book.add(box)
+            await leases.take(box, "a")
+        assert await expired(leases) == []
+        now, looking = EXPIRY_S, leases.expire()
+        assert (await anext(looking)).box == "box-0"
+        with pytest.raises(InfraError):
+            await anext(looking)
+        book.answers = 1
+        assert [entry.box for entry in await expired(leases)] == ["box-1"]
+
+    run(lose())
+
+
+def test_nobody_gives_back_a_box_that_is_free(tmp_path: Path) -> None:
+    async def give_back() -> None:
+        leases = Leases(FolderBook(tmp_path))
+        free = await leases.book.add("box-0")
+        with pytest.raises(LeaseLost):
+            await leases.give_back("box-0", "")
+        assert await leases.book.all() == [free]
+
+    run(give_back())
