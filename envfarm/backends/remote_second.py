@@ -25,6 +25,11 @@ class Second:
         """Begin to open it. Who asks waits for that, and learns what came of it."""
         self._opening = asyncio.ensure_future(self._have())
 
+    def require(self) -> None:
+        """Raises: Lost, SideLost, BoxUnavailableError where the opening is over and came to that."""
+        if self._opening is not None and self._opening.done():
+            self._opening.result()
+
     def close(self) -> None:
         """Every later question raises Lost. Idempotent."""
         self._closed = True

@@ -79,12 +79,13 @@ class RemoteShell:
         self.require()
 
     async def _first_shell(self) -> None:
-        """Raises: Lost, Spent."""
+        """Raises: Lost, SideLost, Spent, BoxUnavailableError."""
         await self._main.open()
         self._second.open_soon()
         self._main.ask_for_shell(used=False)
         again, until = _HEARD_S, self._loop.time() + START_TIMEOUT_S
         while not await self._introduced(again):
+            self._second.require()
             if self._loop.time() > until:
                 raise Spent
             again *= 2

@@ -41,15 +41,17 @@ case $s in '') ;; Z*|X*) Z="$Z $p";; *) L="$L $p";; esac
 done
 }
 
-clear() { # end every process beside 1, P, this shell and $1; a bomb that outruns the second try takes $1 with it, a later one P
-living "$1"; n=0; m=20; [ $P = 1 ] && m=2
+clear() { # end every process beside 1, P, this shell and $1; T: a bomb outran the second try and took $1 with it, or later P
+living "$1"; n=0; k=0; K=; T=; m=20; [ $P = 1 ] && m=2
 while [ -n "$L" ]; do
-n=$((n+1))
 kill -STOP $L; kill -KILL $L
-[ $n -gt $m ] && kill -KILL -1
-[ $n -gt 20 ] && sleep 0.01
-[ $n -gt 500 ] && break
-living "$1"
+for p in $L; do
+case "$K " in *" $p "*) ;; *) n=$((n+1)); break;; esac
+done
+[ $n -gt $m ] && T=1 && kill -KILL -1
+k=$((k+1)); [ $k -gt 20 ] && sleep 0.01
+[ $k -gt 500 ] && break
+K=$L; living "$1"
 done
 n=0
 while [ -n "$Z" ] && [ $n -lt 40 ]; do n=$((n+1)); living "$1"; done
@@ -82,8 +84,8 @@ case $V in 1) read -r N </sys/fs/cgroup/pids/pids.current;; 2) read -r N </sys/f
 tell
 }
 settle() { # nearly always there is nothing but 1, P, this shell and $1, and that is no zombie, which has no `exe`
-p=$1 n=4; [ $P = 1 ] && n=3; set -- /proc/[0-9]*
-if [ $# = $n ] && [ -e "/proc/$p/exe" ]; then L=$p; else clear "$p"; living 0; fi
+S=$1 n=4; [ $P = 1 ] && n=3; set -- /proc/[0-9]*
+if [ $# = $n ] && [ -e "/proc/$S/exe" ]; then L=$S; else clear "$S"; living ${T:+"$S"} 0; fi
 state
 }
 """

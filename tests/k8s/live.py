@@ -27,7 +27,7 @@ from envfarm.farm.status import BoxCounts, PoolStatus, Status
 from tests.k8s.places import Object
 from tests.testbed import kubectl
 
-IMAGE = "envfarm/worker:pods"
+IMAGE = "envfarm/worker:latest"
 _AGAIN_S = 0.5
 
 
