@@ -28,7 +28,8 @@ from envfarm.distributions import (
 )
 from envfarm.distributions.numeric import truncated_normal
 from envfarm.errors import UserError
-from envfarm.spec import EnvSpec, Instance, load_spec, sample
+from envfarm.randomization import sample
+from envfarm.spec import EnvSpec, Instance, load_spec
 from tests.envfarm.specs import REPAIR, small, write
 
 U = st.floats(0, 1, exclude_max=True)
