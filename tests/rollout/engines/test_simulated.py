@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envfarm.errors import InfraError, UnknownIdError
@@ -201,6 +201,7 @@ def test_an_unknown_policy_and_a_prompt_without_room_are_refused() -> None:
     simulate(work, context=4)
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=25), at_once=st.integers(1, 8),
     updates=st.lists(st.floats(0.1, 60.0), max_size=4), deaths=st.lists(st.floats(0.1, 60.0), max_size=2),
