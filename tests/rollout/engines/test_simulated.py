@@ -16,7 +16,7 @@ from rollout.build import embedded_engine
 from rollout.engines.base import NEEDS_FOR_TRAINING, Generation, require
 from rollout.engines.simulated.engine import SimulatedEngine
 from rollout.engines.simulated.models import Faults, Latency, Lengths
-from rollout.run import EngineEntry
+from rollout.run_policies import EngineEntry
 from rollout.types import PolicyVersion, SamplingParams
 
 T = TypeVar("T")
