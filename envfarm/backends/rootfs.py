@@ -130,7 +130,7 @@ def _unpacked(place: Path) -> Root:
     """Top-level entries one by one, so that `/task`, `/proc` and the like need not exist in the image. `/sys` is empty: a
     container has one."""
     args: list[str] = _directory("/sys")
-    for entry in sorted(place.iterdir()):
+    for entry in sorted(place.resolve().iterdir()):
         if entry.name not in ("dev", "proc", "sys", "run", "tmp", WORKDIR.strip("/")):
             args += _expose(entry, f"/{entry.name}")
     return Root(tuple(args), _shell(place), {}, {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"})
