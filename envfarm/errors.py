@@ -9,7 +9,7 @@
     │   ├── MissingDependencyError  a package or program that must be installed (which command installs it)
     │   ├── CapabilityError       an engine or backend cannot do what the run needs
     │   ├── BoxUnavailableError   no box can be made on this machine (which setting or package)
-    │   │   └── NoRoomError       not now: a quota, or every node, is full
+    │   │   └── NoRoomError       not now: a quota, or every node, is full; whoever asked may wait
     │   ├── StoreError            not a store, damaged, or of another schema version
     │   ├── RunLockedError        another trainer holds this run directory
     │   └── RunHaltedError        too many episodes failed: the error budget is spent

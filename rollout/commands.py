@@ -18,6 +18,7 @@ from envfarm.spec import EnvSpec
 from rollout import interrupt
 from rollout.acting import console_for, named_policies, named_policy, progress_bar, specs_of, with_rollouts
 from rollout.build import build_policies
+from rollout.evaluate import mean_of, shown
 from rollout.places import Place, Where, engine_maker, make_place
 from rollout.policies import Policy
 from rollout.requests import EnvChoice, draw_groups
@@ -108,14 +109,14 @@ def _show_rollout(console: Console, groups: Sequence[Group], reused: int, folder
     rows = {}
     for name, played in by_env.items():
         ok = [e for e in played if e.ok]
-        success = sum(any(e.success.values()) for e in ok) / len(ok) if ok else 0.0
-        turns = sum(len(e.steps) for e in ok) / max(len(ok), 1)
+        success = mean_of([float(any(e.success.values())) for e in ok])
+        turns = mean_of([len(e.steps) for e in ok])
         stops: dict[str, int] = {}
         for e in played:
             stops[e.stop] = stops.get(e.stop, 0) + 1
         rows[name] = {"episodes": len(played), "ok": len(ok), "success": success, "turns": turns, "stops": stops}
-        shown = ", ".join(f"{k} {v}" for k, v in sorted(stops.items()))
-        table.add_row(name, str(len(played)), str(len(ok)), f"{success:.3f}", f"{turns:.1f}", shown)
+        why = ", ".join(f"{k} {v}" for k, v in sorted(stops.items()))
+        table.add_row(name, str(len(played)), str(len(ok)), shown(success, 3), shown(turns, 1), why)
     if as_json:
         print(json.dumps({"store": str(folder), "episodes": len(episodes), "reused": reused, "by_env": rows}))
         return

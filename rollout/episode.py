@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from envfarm.errors import EpisodeError
+from envfarm.errors import EpisodeError, NoRoomError
 from envfarm.seeding import derive_seed
 from envfarm.session import Turn
 from envfarm.tools import ToolCall
@@ -44,7 +44,8 @@ async def run_episode(
     """Play `instance` to its end and fill in `episode`. Errors of the episode become its status; the session stays
     its owner's to close.
 
-    Raises: asyncio.CancelledError, with the episode marked `aborted`; whatever is no `EpisodeError`.
+    Raises: asyncio.CancelledError, with the episode marked `aborted`; NoRoomError where it could not begin; whatever else
+    is no `EpisodeError`.
     """
     recorder, started = Recorder(), time.perf_counter()
     episode.nodes, episode.branches, episode.drift = recorder.nodes, recorder.branches, recorder.drift
@@ -58,12 +59,25 @@ async def run_episode(
         episode.stop, episode.error = StopReason.TIMEOUT, f"the episode's {terms.timeout_s} s were over"
     except EpisodeError as error:
         episode.stop, episode.error = StopReason(error.status), f"{type(error).__name__}: {error}"
+    except NoRoomError as error:
+        if not has_begun(episode):
+            raise
+        fail_for_room(episode, error)
     except asyncio.CancelledError:
         episode.stop, episode.error = StopReason.ABORTED, "called off"
         raise
     finally:
         episode.timings.total_s = time.perf_counter() - started
     return episode
+
+
+def fail_for_room(episode: Episode, error: NoRoomError) -> None:
+    episode.stop, episode.error = StopReason.INFRA_ERROR, f"{type(error).__name__}: {error}"
+
+
+def has_begun(episode: Episode) -> bool:
+    """Whether there was a first observation."""
+    return episode.timings.env_s > 0.0
 
 
 async def _play(

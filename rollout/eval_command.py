@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from envfarm.registry import Registry, default_registry
 from rollout import interrupt
 from rollout.acting import console_for, named_policies, policy_folder, progress_bar, specs_of, with_rollouts
 from rollout.build import engine_class, opponents
-from rollout.evaluate import EvalResult, evaluate
+from rollout.evaluate import NO_FIGURE, EvalResult, evaluate, shown
 from rollout.models import is_model
 from rollout.places import Where
 from rollout.plan import RunPlan
@@ -74,12 +75,8 @@ def run_eval(
                 )
         return results
 
-    store = Store.open_or_create(out) if out is not None else None
-    try:
+    with nullcontext() if out is None else Store.open_or_create(out) as store:
         results = interrupt.run(with_rollouts(plan, policies, store, where.pool(specs), play))
-    finally:
-        if store is not None:
-            store.close()
     _show_eval(console, policy, results, as_json)
 
 
@@ -128,11 +125,9 @@ def _show_eval(console: Console, policy: str, results: dict[str, EvalResult], as
         table.add_column(name, no_wrap=name != "environment", overflow="fold")
     for split, result in results.items():
         for name, part in {"all": result, **result.by_env}.items():
-            shown, (low, high) = part.to_json(), part.ci95
-            table.add_row(
-                split, name, str(part.episodes), f"{part.success:.3f} [{low:.2f}, {high:.2f}]", f"{shown['turns']:.1f}",
-                f"{shown['malformed']:.2f}",
-            )  # fmt: skip
+            plain, (low, high) = part.to_json(), part.ci95
+            success = f"{shown(part.success, 3)} [{low:.2f}, {high:.2f}]" if part.episodes else NO_FIGURE
+            table.add_row(split, name, str(part.episodes), success, shown(plain["turns"], 1), shown(plain["malformed"], 2))
     console.print(table)
     for split, result in results.items():
         if result.not_ok:

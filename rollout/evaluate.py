@@ -19,6 +19,8 @@ from rollout.scheduler import Rollouts
 from rollout.types import Episode, Group, SamplingParams
 
 Z95 = 1.959963984540054
+NO_FIGURE = "–"
+"""Of what was not measured, wherever people read figures: no episode came to its end is not success 0."""
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
@@ -55,8 +57,9 @@ class EvalResult:
     not_ok: dict[str, int] = field(default_factory=dict)  # by StopReason; in no other figure
 
     @property
-    def success(self) -> float:
-        return _share(self.outcomes)
+    def success(self) -> float | None:
+        """None where nothing was counted, as all means."""
+        return mean_of([float(o.success) for o in self.outcomes])
 
     @property
     def ci95(self) -> tuple[float, float]:
@@ -78,17 +81,20 @@ class EvalResult:
         return plain | {"not_ok": self.not_ok, "split": self.split, "policy": self.policy}
 
     def _figures(self) -> dict[str, Any]:
-        count = max(len(self.outcomes), 1)
         return {
             "success": self.success, "ci95": list(self.ci95), "episodes": self.episodes,
-            "reward": sum(o.reward for o in self.outcomes) / count,
-            "turns": sum(o.turns for o in self.outcomes) / count,
-            "malformed": sum(o.malformed for o in self.outcomes) / count,
+            "reward": mean_of([o.reward for o in self.outcomes]),
+            "turns": mean_of([o.turns for o in self.outcomes]),
+            "malformed": mean_of([o.malformed for o in self.outcomes]),
         }  # fmt: skip
 
 
-def _share(outcomes: Sequence[Outcome]) -> float:
-    return sum(o.success for o in outcomes) / len(outcomes) if outcomes else 0.0
+def mean_of(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def shown(value: float | None, digits: int) -> str:
+    return NO_FIGURE if value is None else f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from envfarm.errors import EpisodeError
+from envfarm.errors import EpisodeError, NoRoomError
 from envfarm.spec import Instance
 from rollout.engines.base import Restarting
-from rollout.episode import Terms, run_episode
+from rollout.episode import Terms, fail_for_room, run_episode
 from rollout.policies import AsyncSession, EnginePolicy, Policy
+from rollout.room import Room
 from rollout.types import Episode, StopReason
 
 
@@ -36,7 +37,8 @@ class Host(Protocol):
         """Complete `episode`, which comes in blank, with `policies` (role -> policy) in its seats. What ends an episode
         becomes its status; a host that dies under it is an `infra_error`.
 
-        Raises: asyncio.CancelledError, with the episode left `aborted`; whatever is no `EpisodeError`.
+        Raises: asyncio.CancelledError, with the episode left `aborted`; NoRoomError where there has been no room for a box
+        for too long, with the episode an `infra_error`; whatever else is no `EpisodeError`.
         """
         ...
 
@@ -46,13 +48,21 @@ class Here:
     """This process, with sessions from `pool` and the policies as they are."""
 
     pool: Pool
+    room: Room = field(default_factory=Room)
 
     async def play(self, episode: Episode, instance: Instance, policies: Mapping[str, Policy], terms: Terms) -> Episode:
-        return await play(self.pool, episode, instance, policies, terms)
+        with self.room.holds(episode):
+            while True:
+                try:
+                    return await _play(self.pool, episode, instance, policies, terms)
+                except NoRoomError as error:
+                    if self.room.is_hopeless(error):
+                        fail_for_room(episode, error)
+                        raise
 
 
-async def play(pool: Pool, episode: Episode, instance: Instance, policies: Mapping[str, Policy], terms: Terms) -> Episode:
-    """One episode in a session of its own, which is closed whatever happens."""
+async def _play(pool: Pool, episode: Episode, instance: Instance, policies: Mapping[str, Policy], terms: Terms) -> Episode:
+    """One attempt in a session of its own, which is closed whatever happens. Raises: NoRoomError where it could not begin."""
     asked = time.perf_counter()
     try:
         for policy in policies.values():
@@ -63,7 +73,7 @@ async def play(pool: Pool, episode: Episode, instance: Instance, policies: Mappi
         episode.stop, episode.error = StopReason(error.status), f"{type(error).__name__}: {error}"
         return episode
     finally:
-        episode.timings.queue_s = time.perf_counter() - asked
+        episode.timings.queue_s += time.perf_counter() - asked
     try:
         return await run_episode(episode, instance, session, policies, terms)
     finally:

@@ -19,7 +19,7 @@ import msgspec
 
 from envfarm.errors import RunHaltedError, first_failure
 from rollout.engines.base import Probe, SeveralPolicies
-from rollout.episode import Terms
+from rollout.episode import Terms, has_begun
 from rollout.hosts import Here, Host, Pool
 from rollout.permits import Lease, Permits
 from rollout.plan import GroupRequest, RunPlan, Slot
@@ -197,8 +197,9 @@ class Rollouts:
         return episode
 
     def _emit(self, episode: Episode) -> None:
-        """The one place where an episode leaves: not awaited, so that no cancellation comes in between."""
-        if self.store is not None:
+        """The one place where an episode leaves: not awaited, so that no cancellation comes in between. One that was called
+        off before there was anything to see is as if it had never been asked for."""
+        if self.store is not None and (has_begun(episode) or episode.stop is not StopReason.ABORTED):
             self.store.append(episode)
 
     def _count(self, episode: Episode) -> None:

@@ -21,6 +21,7 @@ import pytest
 from envfarm.backends.docker import connect
 from envfarm.backends.kubernetes_manifest import CONTAINER
 from envfarm.backends.owners import BOX, OWNER, pid_of
+from envfarm.backends.rootfs import IMAGES_VARIABLE
 
 SCRIPTS = Path(__file__).parents[1] / "k8s" / "testbed"
 own_testbed = pytest.mark.skipif(
@@ -28,6 +29,11 @@ own_testbed = pytest.mark.skipif(
     reason="ENVFARM_TESTBED names no engine and cluster that may be killed; `make test-farm` and `make faults` make some",
 )
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to kill processes of containers and pods")
+
+
+def with_the_hosts_root() -> dict[str, str]:
+    """This process's variables, for one whose user may not see the folder of images: bubblewrap's root is the host's."""
+    return {name: value for name, value in os.environ.items() if name != IMAGES_VARIABLE}
 
 
 def require_gvisor() -> None:

@@ -58,7 +58,7 @@ async def _play(trainee: Trainee, choices: list[EnvChoice], split: str, episodes
     )  # fmt: skip
 
 
-def _scalars(result: EvalResult) -> dict[str, float]:
+def _scalars(result: EvalResult) -> dict[str, float | None]:
     low, high = result.ci95
-    out = {"success": result.success, "ci_low": low, "ci_high": high, "episodes": float(result.episodes)}
+    out: dict[str, float | None] = {"success": result.success, "ci_low": low, "ci_high": high, "episodes": float(result.episodes)}
     return out | {f"success/{env}": part.success for env, part in result.by_env.items()}

@@ -5,6 +5,7 @@ On a terminal this is one live picture; elsewhere (a log, CI) it is a line now a
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Self
 
@@ -12,6 +13,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from rollout.evaluate import NO_FIGURE
 
 _LINES_PER_BAR = 8
 
@@ -55,7 +58,7 @@ class Screen:
         assert self._task is not None, "begin first"
         self._done += count
         self._numbers |= numbers
-        note = "  ".join(f"{k} {v:.4g}" for k, v in self._numbers.items())
+        note = "  ".join(f"{k} {NO_FIGURE if math.isnan(v) else f'{v:.4g}'}" for k, v in self._numbers.items())
         self._bar.update(self._task, advance=count, note=note)
         if self._live is None and self._done - self._printed >= self._total / _LINES_PER_BAR:
             self._printed = self._done

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rollout.evaluate import EvalResult, paired
+from rollout.evaluate import NO_FIGURE, EvalResult, paired
 from trainer.checkpoint import write_atomically
 from trainer.freshness import show_freshness
 
@@ -121,14 +121,14 @@ def _table(title: str, *columns: str) -> Table:
 
 def text_of(row: Mapping[str, Any]) -> str:
     if not row["episodes"]:
-        return "none"
+        return NO_FIGURE
     return f"{row['success']:.3f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]"
 
 
 def share_of(row: Mapping[str, Any]) -> str:
     """Shorter: half the interval's width behind the share."""
-    return f"{row['success']:.2f} ±{(row['ci95'][1] - row['ci95'][0]) / 2:.2f}" if row["episodes"] else "none"
+    return f"{row['success']:.2f} ±{(row['ci95'][1] - row['ci95'][0]) / 2:.2f}" if row["episodes"] else NO_FIGURE
 
 
 def difference_of(row: Mapping[str, Any]) -> str:
-    return f"{row['mean']:+.3f} ±{(row['ci95'][1] - row['ci95'][0]) / 2:.3f}" if row["episodes"] else "none"
+    return f"{row['mean']:+.3f} ±{(row['ci95'][1] - row['ci95'][0]) / 2:.3f}" if row["episodes"] else NO_FIGURE

@@ -39,13 +39,13 @@ _ENTER = 'for f do shift; case "$f" in --) break;; esac; echo 0 >"$f" || exit 12
 
 class BubblewrapBackend:
     """See `envfarm.box.Backend`. `images_dir` (else the environment variable ENVFARM_IMAGES) holds unpacked images by name;
-    those come before the built-in ones, so that a box has the same root as a container."""
+    with it the built-in names are looked up there too, so that a box has the same root as a container."""
 
     name = "bubblewrap"
 
     def __init__(self, *, images_dir: str | Path | None = None, bwrap: str | None = None, cgroups: bool = True):
         self._bwrap = bwrap or find_bwrap()
-        images_dir = images_dir or os.environ.get("ENVFARM_IMAGES")
+        images_dir = images_dir or os.environ.get(rootfs.IMAGES_VARIABLE)
         self._images_dir = Path(images_dir) if images_dir else None
         self._groups: Groups | None = find_groups() if cgroups else None
         self._roots: dict[str, rootfs.Root] = {}

@@ -26,7 +26,9 @@ from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, InfraError, NoRoomError
 
-PATIENCE_S = 180.0
+PATIENCE_S, OUTAGE_S = 30.0, 180.0
+_OF_LIFETIME = 0.25
+"""Or so much of what a box is to live, where that is less: who waits is told why before the episode's own time is over."""
 _AGAIN_S = 1.0
 _PASSING = re.compile("exceeded quota|not yet ready to handle request")
 """What the API server forbids for now: it says the second where it has just come up."""
@@ -52,8 +54,9 @@ def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
 
 
 class KubernetesBackend(RemoteBackend):
-    """`patience_s`: how long a box may wait for a quota, or for a node with room. Who `makes` none needs no right to. `owner`:
-    whose the boxes are, where that is not this process: they outlive it, and are found again by the next one."""
+    """`patience_s`: how long a box may wait for a quota, or for a node with room, at most; whoever asked may ask again. Who
+    `makes` none needs no right to. `outage_s`: the same for an API server that does not answer. `owner`: whose the boxes are,
+    where that is not this process: they outlive it, and are found again by the next one."""
 
     name = "kubernetes"
     module = __name__
@@ -63,11 +66,11 @@ class KubernetesBackend(RemoteBackend):
     watch: PodWatch
 
     def __init__(
-        self, *, warm: int = 0, slack_s: float = owners.SLACK_S, patience_s: float = PATIENCE_S, makes: bool = True,
-        owner: str = "",
+        self, *, warm: int = 0, slack_s: float = owners.SLACK_S, patience_s: float = PATIENCE_S,
+        outage_s: float = OUTAGE_S, makes: bool = True, owner: str = "",
     ):  # fmt: skip
         super().__init__(warm=warm, slack_s=slack_s, makes=makes)
-        self.patience_s, self._owner = patience_s, owner
+        self._patience_s, self._outage_s, self._owner = patience_s, outage_s, owner
         self.waiting: Counter[str] = Counter()
         """What boxes wait for just now, and how many: a quota that is used up, in the API server's words, or that server."""
         self._api = Api()
@@ -99,7 +102,8 @@ class KubernetesBackend(RemoteBackend):
 
     def _streams(self, spec: BoxSpec, name: str) -> PodStreams:
         labels = owners.labels(name, self._deadline_s(spec), self._owner)
-        return PodStreams(self, pod(spec, labels, self._deadline_s(spec)))
+        patience_s = min(self._patience_s, spec.lifetime_s * _OF_LIFETIME)
+        return PodStreams(self, pod(spec, labels, self._deadline_s(spec)), patience_s)
 
     def attached(self, spec: BoxSpec, name: str) -> AttachedPod:
         return AttachedPod(self, name)
@@ -117,13 +121,13 @@ class KubernetesBackend(RemoteBackend):
 
     # --- used by the pods -----------------------------------------------------------------------------------------
 
-    async def admit(self, manifest: dict[str, Any]) -> None:
+    async def admit(self, manifest: dict[str, Any], patience_s: float) -> None:
         """See `kubernetes_pod.Cluster`."""
         loop = asyncio.get_running_loop()
-        until, again = loop.time() + self.patience_s, False
+        began, again = loop.time(), False
         while (why := await self._not_admitted(manifest, again=again)) is not None:
-            if loop.time() > until:
-                raise self._given_up(why)
+            if loop.time() - began > (self._outage_s if why.status == 0 else patience_s):
+                raise self._given_up(why, patience_s)
             again = True
             self.waiting[why.said] += 1
             try:
@@ -148,12 +152,12 @@ class KubernetesBackend(RemoteBackend):
             raise self._api.explained(error) from None
         return None
 
-    def _given_up(self, why: ApiError) -> BoxUnavailableError | InfraError:
+    def _given_up(self, why: ApiError, patience_s: float) -> BoxUnavailableError | InfraError:
         if why.status == 0:
-            return InfraError(f"the API server has not answered for {self.patience_s:.0f} s: {why.said}")
+            return InfraError(f"the API server has not answered for {self._outage_s:.0f} s: {why.said}")
         return NoRoomError(
-            f"no room for a box in namespace {self.namespace!r} in {self.patience_s:.0f} s: {why.said}. Raise the quota, run "
-            "fewer episodes at once, or see who else holds boxes (`kubectl get pods -l envfarm.box`)"
+            f"no room for a box in namespace {self.namespace!r} in {patience_s:.0f} s: {why.said}. Raise the quota, run "
+            f"fewer episodes at once, or see who else holds boxes (`kubectl -n {self.namespace} get pods -l envfarm.box`)"
         )
 
     async def delete(self, name: str) -> None:

@@ -37,11 +37,11 @@ class Reached(Protocol):
 class Cluster(Reached, Protocol):
     """What a pod needs of its backend."""
 
-    patience_s: float
     watch: PodWatch
 
-    async def admit(self, manifest: dict[str, Any]) -> None:
-        """Create a pod; waits while a quota is used up or the API server is away. Raises: BoxUnavailableError, InfraError."""
+    async def admit(self, manifest: dict[str, Any], patience_s: float) -> None:
+        """Create a pod; waits while a quota is used up or the API server is away. Raises: NoRoomError where that takes too
+        long, BoxUnavailableError, InfraError."""
         ...
 
     async def delete(self, name: str) -> None:
@@ -92,20 +92,20 @@ class AttachedPod:
 
 
 class PodStreams(AttachedPod):
-    """A pod of this process's own."""
+    """A pod of this process's own. `patience_s`: how long it may wait for room."""
 
-    def __init__(self, cluster: Cluster, manifest: dict[str, Any]):
+    def __init__(self, cluster: Cluster, manifest: dict[str, Any], patience_s: float):
         super().__init__(cluster, manifest["metadata"]["name"])
-        self._cluster, self._manifest = cluster, manifest
+        self._cluster, self._manifest, self._patience_s = cluster, manifest, patience_s
         self._admitting: asyncio.Task[None] | None = None
         self._removed = False
 
     async def create(self) -> None:
-        self._admitting = asyncio.ensure_future(self._cluster.admit(self._manifest))
+        self._admitting = asyncio.ensure_future(self._cluster.admit(self._manifest, self._patience_s))
         await asyncio.shield(self._admitting)
         pod = await self._until(lambda pod: pod is None or states.settled(pod) or states.unschedulable(pod) is not None, _START_S)
         if pod is not None and states.unschedulable(pod) is not None:
-            pod = await self._until(states.settled, self._cluster.patience_s)
+            pod = await self._until(states.settled, self._patience_s)
         if pod is not None and states.running(pod):
             return
         image = self._manifest["spec"]["containers"][0]["image"]
@@ -119,7 +119,7 @@ class PodStreams(AttachedPod):
             asked = self._manifest["spec"]["containers"][0]["resources"]["requests"]
             wants = ", ".join(f"{name} {amount}" for name, amount in asked.items())
             raise NoRoomError(
-                f"no node has had room for a box in {self._cluster.patience_s:.0f} s, which asks for {wants}: {said} Ask for "
+                f"no node has had room for a box in {self._patience_s:.0f} s, which asks for {wants}: {said} Ask for "
                 "less (`sandbox.memory`, `sandbox.cpu`), run fewer episodes at once, or add nodes"
             )
         if pod is None or states.over(pod):

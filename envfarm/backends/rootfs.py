@@ -20,7 +20,7 @@ from pathlib import Path
 
 from envfarm.box import WORKDIR, BoxSpec
 from envfarm.errors import BoxUnavailableError, did_you_mean
-from envfarm.images.build import how_to_build, is_stale, root_of
+from envfarm.images.build import cache, how_to_build, is_stale, root_of
 
 UID = GID = 1000
 HOSTNAME = "box"
@@ -29,6 +29,7 @@ STDIN_BYTES = 64 << 20
 SHM_BYTES = 16 << 20
 _MASK_BYTES = 4096
 
+IMAGES_VARIABLE = "ENVFARM_IMAGES"
 BUILT_IN = ("envfarm/base", "envfarm/python")
 
 ETC: dict[str, bytes] = {
@@ -56,32 +57,51 @@ class Root:
 
 
 def resolve(image: str, images_dir: Path | None = None) -> Root:
-    """The root for an image: the name of a directory below `images_dir`, else a built-in name, an absolute directory, or one
-    that `envfarm image build` made (its name has a digest)."""
+    """The root for an image: the name of a directory below `images_dir`, an absolute directory, or one that `envfarm image
+    build` made (its name has a digest). Without `images_dir` the built-in names are the host."""
+    known = _unpacked_in(images_dir) if images_dir else list(BUILT_IN)
     if images_dir and not image.startswith("/") and (images_dir / image).is_dir():
         if is_stale(images_dir / image, image):
             raise BoxUnavailableError(f"the image {image!r} in {images_dir} is stale: {how_to_build(image)}")
         return _unpacked(images_dir / image)
-    if image == "envfarm/base":
-        return _host(python=False)
-    if image == "envfarm/python":
-        return _host(python=True)
+    if image in BUILT_IN and not images_dir:
+        return _host(python=image == "envfarm/python")
     if ":" in image and not image.startswith("/"):
         built = root_of(image)
         if built.is_dir():
             return _unpacked(built)
         raise BoxUnavailableError(f"no image {image!r} is built here, or it is stale: {how_to_build(image)}")
-    place = Path(image) if image.startswith("/") else images_dir / image if images_dir else None
-    if place is None or not place.is_dir():
-        known = list(BUILT_IN)
-        if images_dir and images_dir.is_dir():
-            known += [str(p.relative_to(images_dir)) for p in images_dir.glob("*/*") if p.is_dir()]
-        where = f" or {place}" if place else ""
+    if image.startswith("/") and Path(image).is_dir():
+        return _unpacked(Path(image))
+    if images_dir and image in BUILT_IN:
+        here = f"in {images_dir} ({IMAGES_VARIABLE}), which has {', '.join(known)}"
+        raise BoxUnavailableError(f"no image {image!r} {here}: {_another_folder(image)}")
+    where = f" in {images_dir} ({IMAGES_VARIABLE})" if images_dir else ""
+    raise BoxUnavailableError(
+        f"no image {image!r}{did_you_mean(image, known)}: expected one of {', '.join(known)}{where}, "
+        "or the absolute path of an unpacked image"
+    )
+
+
+def _unpacked_in(images_dir: Path) -> list[str]:
+    """Names of images. Raises: BoxUnavailableError where that is no folder of unpacked images."""
+    try:
+        found = sorted(f"{group.name}/{one.name}" for group in images_dir.iterdir() if group.is_dir() for one in group.iterdir())
+        found = [name for name in found if "@" not in name and (images_dir / name).is_dir()]
+        said = "is empty of images"
+    except OSError as error:
+        found, said = [], f"cannot be used: {error.strerror}"
+    if not found:
         raise BoxUnavailableError(
-            f"no image {image!r}{did_you_mean(image, known)}: expected one of {', '.join(known)}{where}, "
-            "or the absolute path of an unpacked image"
+            f"the folder {images_dir} ({IMAGES_VARIABLE}) {said}. Expected one with a folder for each unpacked image, such as "
+            f"envfarm/base: {_another_folder('envfarm/base')}"
         )
-    return _unpacked(place)
+    return found
+
+
+def _another_folder(image: str) -> str:
+    own = f"unset {IMAGES_VARIABLE} for the host's own programs"
+    return f"{how_to_build(image)} and name the folder where that puts it ({cache()}), or {own}"
 
 
 def _host(*, python: bool) -> Root:
@@ -110,7 +130,7 @@ def _unpacked(place: Path) -> Root:
     """Top-level entries one by one, so that `/task`, `/proc` and the like need not exist in the image. `/sys` is empty: a
     container has one."""
     args: list[str] = _directory("/sys")
-    for entry in sorted(place.iterdir()):
+    for entry in sorted(place.resolve().iterdir()):
         if entry.name not in ("dev", "proc", "sys", "run", "tmp", WORKDIR.strip("/")):
             args += _expose(entry, f"/{entry.name}")
     return Root(tuple(args), _shell(place), {}, {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"})

@@ -43,4 +43,5 @@ def serve(
         print(f"serving {', '.join(spec.id for spec in specs)} at {address}", flush=True)
         print(f"OpenEnv clients: {address}    MCP clients: {address}/mcp    Ctrl-C stops", flush=True)
 
-    uvloop.run(run(Worker(specs, backend=backend, max_sessions=max_sessions, served=served), listen, announce))
+    worker = Worker(specs, backend=backend, max_sessions=max_sessions, served=served, tries=True)
+    uvloop.run(run(worker, listen, announce))

@@ -22,7 +22,7 @@ from envfarm.registry import default_registry
 from envfarm.spec import EnvSpec
 
 _PATIENCE_S = 20.0
-"""How long one box may wait for a quota or a node before that is said in the status, and tried again."""
+"""How long one box may wait for a quota, a node or the API server before that is said in the status, and tried again."""
 
 
 class Site:
@@ -52,7 +52,7 @@ class Site:
             runtime = self._farm.target.docker.runtime
             return Boxes(DockerBackend(runtime=runtime), FolderBook(self._folder / "leases"), pools)
         name, in_cluster = self._farm.farm, self._farm.in_cluster
-        backend = KubernetesBackend(patience_s=_PATIENCE_S, owner=f"farm.{name}" if in_cluster else "")
+        backend = KubernetesBackend(patience_s=_PATIENCE_S, outage_s=_PATIENCE_S, owner=f"farm.{name}" if in_cluster else "")
         return Boxes(backend, ObjectBook(backend, name), pools, inherited=in_cluster)
 
     def place(self) -> Place:

@@ -1,9 +1,11 @@
 """Makes an image from its recipe by mmdebstrap, once: a tar for engines and the same tree unpacked, bubblewrap's root.
 
-    CACHE/envfarm/base@DIGEST/     the tree; CACHE/envfarm/base is a link to it, as `latest` is with an engine
+    CACHE/envfarm/base@DIGEST      a link to the tree; CACHE/envfarm/base is a link to it, as `latest` is with an engine
     CACHE/envfarm/base@DIGEST.tar
+    TREES/DIGEST/                  the tree
 
-CACHE is `$XDG_CACHE_HOME/envfarm/images`. Nothing of ours is in an image. Equal inputs give equal bytes as long as the mirror
+CACHE is `$XDG_CACHE_HOME/envfarm/images`. TREES is `$XDG_CACHE_HOME/box-roots`: a box's mounts show where its root lies on the
+host, which must tell neither of us nor of the environment. Nothing of ours is in an image. Equal inputs give equal bytes as long as the mirror
 has the same packages. As root, or as a user with subordinate ids (mmdebstrap makes a user namespace then).
 """
 
@@ -23,7 +25,11 @@ _DOCUMENTATION = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 
 def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "envfarm" / "images"
+    return _caches() / "envfarm" / "images"
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def root_of(image: str) -> Path:
@@ -57,10 +63,10 @@ def build(recipe: Recipe) -> bool:
     made = not root.is_dir()
     if made:
         _make(recipe, root)
+    elif not root.is_symlink():
+        _keep(root, root)  # made before trees had a place of their own
     if recipe.name in BASES:
-        link, fresh = cache() / recipe.name, root.with_name(f".{root.name}.{os.getpid()}")
-        fresh.symlink_to(root.name)
-        fresh.replace(link)
+        _link(cache() / recipe.name, root)
     return made
 
 
@@ -85,10 +91,25 @@ def _make(recipe: Recipe, root: Path) -> None:
         subprocess.run(["tar", "-C", str(tree), "--exclude=./dev/*", "-xpf", str(tar)], check=True)
         tree.chmod(0o755)
         tar.replace(tar_of(recipe.tag))
-        if not root.is_dir():  # another process may have been first
-            tree.rename(root)
+        _keep(tree, root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _keep(tree: Path, root: Path) -> None:
+    """In its place, which another process may have filled meanwhile, with `root` a link to that."""
+    place = _caches() / "box-roots" / root.name.rpartition("@")[2]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.is_dir():
+        tree.rename(place)
+    _link(root, place)
+
+
+def _link(link: Path, target: Path) -> None:
+    """At once, whatever link is there."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.symlink_to(os.path.relpath(target, link.parent))
+    fresh.replace(link)
 
 
 def _command(recipe: Recipe, tar: Path) -> list[str]:

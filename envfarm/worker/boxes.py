@@ -44,6 +44,13 @@ class Boxes:
         if any(spec.sandbox.box for spec in specs):
             await self.backend.probe()
 
+    async def try_out(self, specs: list[EnvSpec]) -> None:
+        """One box of every kind that `specs` ask for, to be stopped at once: what is missing for it is told now, and not to
+        the first client. Raises: BoxUnavailableError, InfraError."""
+        for kind in dict.fromkeys(spec.sandbox.box_spec(spec.limits) for spec in specs if spec.sandbox.box):
+            box = await self.backend.start(kind)
+            await box.stop()
+
     def room(self, spec: EnvSpec) -> BoxRoom | None:
         """None for an environment without a box."""
         return BoxRoom(self, spec.sandbox.box_spec(spec.limits)) if spec.sandbox.box else None

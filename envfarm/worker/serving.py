@@ -64,8 +64,10 @@ class Worker:
         max_sessions: int = 1024,
         served: Served | None = None,
         bundles: Path | None = None,
+        tries: bool = False,
     ):
-        """`bundles`: a folder for environments that clients bring; without it none are taken."""
+        """`bundles`: a folder for environments that clients bring; without it none are taken. `tries`: it does not start
+        where a box of one environment cannot."""
         self.specs, self._served, self._bundles = specs, served, bundles
         forked = [spec for spec in specs if spec.isolation == "process"]
         for spec in specs:
@@ -73,13 +75,15 @@ class Worker:
                 preload(spec)  # import now: errors come at the start, and sessions need not wait
         self._zygote = Zygote(forked) if forked else None
         self._boxes = Boxes(backend, owner=f"worker-{os.getpid()}")
-        self._limit = max_sessions
+        self._limit, self._tries = max_sessions, tries
         self._server: asyncio.Server | None = None
         self.sessions: Sessions | None = None
 
     async def prepare(self) -> Sessions:
         """Ready to make sessions, without a socket. Raises: BoxUnavailableError, SpecError, InfraError."""
         await self._boxes.probe(self.specs)
+        if self._tries:
+            await self._boxes.try_out(self.specs)
         if self._zygote is not None:
             await self._zygote.ready()
         catalogue = Catalogue(self.specs, Brought(self._bundles, self._boxes), self._served)

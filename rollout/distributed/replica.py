@@ -41,7 +41,7 @@ from rollout.distributed.parcels import (
     write_files,
 )
 from rollout.engines.base import Capabilities, Engine, SeveralPolicies
-from rollout.hosts import play
+from rollout.hosts import Here
 from rollout.policies import ChatPolicy, EnginePolicy, Policy, ScriptedPolicy
 from rollout.types import PolicyVersion
 
@@ -52,6 +52,7 @@ class Replica:
     def __init__(self) -> None:
         self._dir: PrivateDir | None = None
         self._pool: WorkerPool | FarmPool | None = None
+        self._here: Here | None = None
         self._engine: Engine | None = None
         self._folders: dict[str, ModelFolder] = {}
         self._seated: dict[Seat | PolicyVersion, Policy] = {}
@@ -73,6 +74,7 @@ class Replica:
         specs = [self._spec(b, h) for b, h in zip(environments.bundles, environments.hashes, strict=True)]
         self._pool = _pool(environments, specs)
         await self._pool.start()
+        self._here = Here(self._pool)
         gc.freeze()  # as `Rollouts` does
 
     def _spec(self, packed: Any, expected: str) -> EnvSpec:
@@ -129,10 +131,10 @@ class Replica:
             self._playing[number].cancel()
 
     async def _play(self, job: Job) -> None:
-        assert self._pool is not None
+        assert self._here is not None
         try:
             policies = {role: await self._policy(seat) for role, seat in job.seats.items()}
-            episode = await play(self._pool, job.episode, job.instance, policies, job.terms)
+            episode = await self._here.play(job.episode, job.instance, policies, job.terms)
             self._finished.append((job.number, msgspec.msgpack.encode(episode)))
         except EnvfarmError as error:
             self._finished.append((job.number, error))

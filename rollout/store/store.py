@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -29,11 +30,14 @@ SEAL_EVERY = 2048
 
 
 class Store(StoreReader):
-    """Made by `create` or `open`; a context manager that seals and closes a writer."""
+    """Made by `create` or `open`; a context manager that seals and closes a writer. One that an error leaves before anything
+    was stored in what it made is gone again."""
 
     def __init__(self, path: Path, manifest: Manifest, *, lock: int = -1, salvage: bool = False):
         self._lock = lock  # a held descriptor where this store is written
         self._journal: Journal | None = None
+        self._made: list[Path] = []
+        """By `create`: its folder, and those above that were not there."""
         try:
             super().__init__(path, manifest, salvage=salvage)
             if lock >= 0:
@@ -48,6 +52,7 @@ class Store(StoreReader):
         folder = Path(path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} exists and is not empty: a new store needs a directory of its own")
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         manifest = Manifest(tokenizer_hash=tokenizer_hash, template_hash=template_hash)
         try:
             (folder / "journal").mkdir(parents=True)
@@ -55,7 +60,9 @@ class Store(StoreReader):
             manifest.write(folder)
         except OSError as error:
             raise _refused(folder, error) from error
-        return cls(folder, manifest, lock=lock_store(folder))
+        store = cls(folder, manifest, lock=lock_store(folder))
+        store._made = made
+        return store
 
     @classmethod
     def open(cls, path: str | Path, *, write: bool = False, salvage: bool = False) -> Store:
@@ -85,7 +92,9 @@ class Store(StoreReader):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not self.index.by_id:
+            self._discard()
         self.close()
 
     # Writing.
@@ -150,6 +159,14 @@ class Store(StoreReader):
                 self._journal.close()
                 self._journal = None
                 self._unlock()
+
+    def _discard(self) -> None:
+        """Remove the folders that were made for nothing."""
+        if self._made:
+            shutil.rmtree(self.path)
+        with suppress(OSError):  # somebody else uses one meanwhile
+            for place in self._made[1:]:
+                place.rmdir()
 
     def _put(self, record: Record) -> bytes:
         assert self._journal is not None, "open for reading"

@@ -84,6 +84,13 @@ def test_what_cannot_be_served_is_said(arguments: tuple[str, ...], says: str, ca
     assert says in refused(capsys, *arguments)
 
 
+def test_an_image_that_is_missing_is_said_before_anything_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENVFARM_IMAGES", str(tmp_path))
+    assert "run `envfarm image build`" in refused(capsys, "coding/shell-v0", "--port", "0")
+
+
 def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     async def taken() -> str:
         worker = Worker([load_spec(LAMP)], served=Served("heldout"))

@@ -136,6 +136,38 @@ def test_the_table_of_an_evaluation_is_whole_at_80_columns(
         assert words in shown, shown
 
 
+BROKEN = """\
+envfarm: 1
+id: toy/broken-v0
+entry: ./broken.py:Broken
+splits: {heldout: {seeds: {start: 0, count: 10}}}
+"""
+
+
+def test_where_no_episode_came_to_its_end_there_is_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.yaml").write_text(BROKEN)
+    (tmp_path / "broken.py").write_text(
+        "from envfarm.env import Scene\nclass Broken(Scene):\n    def start(self):\n        raise ZeroDivisionError\n"
+    )
+    asked = ("--env", tmp_path / "broken.yaml", "--split", "heldout", "--episodes", "2")
+    played = answer(capsys, "rollout", *asked, "--out", tmp_path / "s")["by_env"]["toy/broken-v0"]
+    assert (played["ok"], played["success"], played["turns"], played["stops"]) == (0, None, None, {"env_error": 2})
+    assert answer(capsys, "eval", "oracle", *asked)["splits"]["heldout"]["success"] is None
+    for words in (("rollout", *asked, "--out", tmp_path / "s"), ("eval", "oracle", *asked)):
+        assert command(*words) == 0
+        shown = capsys.readouterr().out
+        assert "–" in shown and "0.0" not in shown, shown
+
+
+@pytest.mark.parametrize("arguments", [("rollout",), ("eval", "oracle", "--split", "train")])
+def test_a_run_that_is_refused_leaves_nothing(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENVFARM_IMAGES", str(tmp_path / "images"))
+    assert command(*arguments, "--env", "coding/shell", "--episodes", "3", "--out", tmp_path / "runs" / "s") == 2
+    assert "run `envfarm image build`" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 RUN = """\
 envfarm: 1
 run: trial

@@ -27,7 +27,7 @@ from envfarm.spec import EnvSpec, Instance
 from rollout.engines.base import Capabilities, Generation
 from rollout.episode import Terms
 from rollout.export.verl import split_row
-from rollout.hosts import play
+from rollout.hosts import Here
 from rollout.plan import GroupRequest
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
 from rollout.renderers.base import Renderer
@@ -102,7 +102,7 @@ class EnvfarmAgentLoop(AgentLoopBase):
             run_seed=0, seed_key=(instance.hash,), sampling=sampling, solved_at=spec.reward.solved_at,
             timeout_s=spec.limits.episode_timeout_s,
         )  # fmt: skip
-        await play(_Workers(self._sessions.open, spec), episode, instance, policies, terms)
+        await Here(_Workers(self._sessions.open, spec)).play(episode, instance, policies, terms)
         return episode, engine
 
     def _output(self, episode: Episode, seat: str, engine: ServerEngine) -> AgentLoopOutput:

@@ -17,6 +17,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rollout.evaluate import NO_FIGURE, shown
+
 FOLDER = Path(__file__).resolve().parent / "assets"
 
 _HIDDEN = (0x200E, 0x200F, 0xFEFF, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
@@ -59,16 +61,16 @@ def embedded(payload: dict[str, Any]) -> str:
 
 
 def share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return shown(value, 3)
 
 
 def signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
+    return NO_FIGURE if value is None else f"{value:+.3f}"
 
 
 def seconds(value: float | None) -> str:
     if value is None:
-        return "–"
+        return NO_FIGURE
     return (
         f"{value:.3f} s" if value < 1 else f"{value:.1f} s" if value < 60 else f"{int(value) // 60} min {int(value) % 60:02d} s"
     )

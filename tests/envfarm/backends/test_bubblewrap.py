@@ -18,11 +18,13 @@ import pytest
 from envfarm.backends import bubblewrap, bubblewrap_program, processes
 from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.bubblewrap_program import find_bwrap
+from envfarm.backends.rootfs import IMAGES_VARIABLE
 from envfarm.backends.sync import SyncBox
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxDied, BoxUnavailableError
 from envfarm.testing.backend_checks import SMALL
 from envfarm.testing.check_backend import CHECKS, check_backend
+from tests.testbed import with_the_hosts_root
 
 pytestmark = pytest.mark.box
 T = TypeVar("T")
@@ -71,7 +73,8 @@ asyncio.run(main())
 @pytest.mark.skipif(not ROOT, reason="needs root to become another user")
 def test_conformance_as_an_ordinary_user() -> None:
     """The modules are loaded as root, whose home may hide the interpreter; the boxes are nobody's."""
-    done = subprocess.run([sys.executable, "-c", AS_NOBODY], cwd=REPOSITORY, capture_output=True, text=True)
+    command, variables = [sys.executable, "-c", AS_NOBODY], with_the_hosts_root()
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
     assert "FAILED" not in done.stdout, done.stdout
     assert "rlimit" in done.stdout
@@ -282,3 +285,24 @@ def test_an_unknown_image_is_named_with_its_neighbours(tmp_path: Path) -> None:
             await backend.start(BoxSpec(image="lab/tools"))
 
     with_backend(use, images_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("nowhere", "cannot be used: No such file or directory"),
+        ("file", "cannot be used: Not a directory"),
+        ("empty", "is empty of images"),
+        ("above", "has images/envfarm: run `envfarm image build`"),
+    ],
+)
+def test_a_folder_of_images_that_is_none_is_refused_and_not_passed_over(
+    folder: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "above" / "images" / "envfarm").mkdir(parents=True)
+    monkeypatch.setenv(IMAGES_VARIABLE, str(tmp_path / folder))
+    with pytest.raises(BoxUnavailableError, match=said) as raised:
+        with_backend(lambda b: b.start(SMALL))
+    assert str(tmp_path / folder) in str(raised.value) and f"unset {IMAGES_VARIABLE}" in str(raised.value)

@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from envfarm.backends.kubernetes import KubernetesBackend
 from envfarm.backends.kubernetes_api import NAMESPACE_VARIABLE
 from envfarm.backends.kubernetes_link import Access, Link, Refused
 from envfarm.backends.local import backend_class
-from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError
+from envfarm.errors import BoxUnavailableError, InfraError, MissingDependencyError, NoRoomError
 from envfarm.testing.backend_checks import SMALL
 from tests.envfarm.backends.scripted_cluster import KUBECONFIG, ScriptedCluster, refusal
 
@@ -188,6 +189,18 @@ def test_a_quota_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.
             await backend.start(SMALL)
 
     with_cluster(tmp_path, monkeypatch, use, patience_s=0.0)
+
+
+@needs_client
+def test_a_quota_is_told_of_before_the_episodes_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
+        cluster.refuse = lambda what: refusal(403, QUOTA) if what == "create" else None
+        short = msgspec.structs.replace(SMALL, lifetime_s=20.0)
+        async with asyncio.timeout(short.lifetime_s):
+            with pytest.raises(NoRoomError, match=r"in 5 s: .*exceeded quota: boxes"):
+                await backend.start(short)
+
+    with_cluster(tmp_path, monkeypatch, use)
 
 
 @needs_client

@@ -60,7 +60,8 @@ print(msgspec.json.encode(played(BubblewrapBackend, sys.argv[1], "envfarm/base")
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_on_bubblewrap_as_an_ordinary_user(name: str) -> None:
     """The modules are loaded as root, whose home may hide the interpreter; the boxes are nobody's, with the system's python3."""
-    done = subprocess.run([sys.executable, "-c", AS_NOBODY, name], cwd=REPOSITORY, capture_output=True, text=True)
+    command, variables = [sys.executable, "-c", AS_NOBODY, name], testbed.with_the_hosts_root()
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
     finding = json.loads(done.stdout)
     assert finding["outcome"] == told()[name]["bubblewrap"], finding

@@ -9,7 +9,7 @@ import pytest
 
 from envfarm.backends import rootfs
 from envfarm.errors import BoxUnavailableError
-from envfarm.images.build import root_of
+from envfarm.images.build import build, root_of
 from envfarm.images.recipe import BASES, Copy, ImageError, Recipe, Run, base, read
 from envfarm.spec import load_spec
 
@@ -78,6 +78,19 @@ def test_an_image_that_is_not_built_says_what_to_run(tmp_path: Path, monkeypatch
     (root_of(image) / "bin").mkdir(parents=True)
     (root_of(image) / "bin/sh").touch()
     assert rootfs.resolve(image).shell == "/bin/sh"
+
+
+def test_what_is_mounted_names_neither_us_nor_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box's mounts show where on the host they are from. A tree that stands in another place is moved."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = read(TREE / "image", "envfarm/lab/tree-v0")
+    (root_of(recipe.tag) / "bin").mkdir(parents=True)
+    (root_of(recipe.tag) / "bin/sh").touch()
+    for _ in range(2):
+        assert not build(recipe), "it is there"
+        mounted = [word.replace(str(tmp_path), "CACHE") for word in rootfs.resolve(recipe.tag).args]
+        assert f"CACHE/box-roots/{recipe.digest}/bin" in mounted
+        assert not [word for word in mounted if "envfarm" in word or "tree" in word]
 
 
 def test_a_base_image_of_an_older_recipe_is_refused(tmp_path: Path) -> None:
