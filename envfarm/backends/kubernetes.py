@@ -30,7 +30,7 @@ PATIENCE_S = 180.0
 _AGAIN_S = 1.0
 _PASSING = re.compile("exceeded quota|not yet ready to handle request")
 """What the API server forbids for now: it says the second where it has just come up."""
-_GONE_S = 30.0
+_GONE_S = 30.0  # for a pod that takes longer to end, nobody could do more
 
 
 def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
@@ -53,7 +53,10 @@ def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
 
 class KubernetesBackend(RemoteBackend):
     """`patience_s`: how long a box may wait for a quota, or for a node with room. Who `makes` none needs no right to. `owner`:
-    whose the boxes are, where that is not this process: they outlive it, and are found again by the next one."""
+    whose the boxes are, where that is not this process: they outlive it, and are found again by the next one.
+
+    `close` returns once the processes of all boxes have ended, as their nodes say, and their pods are gone from the API server;
+    a node may still be unmounting their tmpfs. It waits `_GONE_S` at most, which is for a node that does not answer."""
 
     name = "kubernetes"
     module = __name__
@@ -73,6 +76,7 @@ class KubernetesBackend(RemoteBackend):
         self._api = Api()
         self._connected = False
         self._probing = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def probe(self) -> None:
         """Raises BoxUnavailableError, MissingDependencyError."""
@@ -91,9 +95,11 @@ class KubernetesBackend(RemoteBackend):
     async def _disconnect(self) -> None:
         if self._connected:
             self._connected = False
+            if self._owner:
+                for task in self._ending:
+                    task.cancel()
+            await asyncio.gather(*self._ending, return_exceptions=True)
             await self.watch.close()
-            if self._makes and not self._owner:
-                await self._until_gone()
             await self.link.close()
         self._api.close()
 
@@ -163,12 +169,15 @@ class KubernetesBackend(RemoteBackend):
         except ApiError as error:
             if error.status != NOT_FOUND:
                 self.leave(name)
+        else:
+            task = asyncio.ensure_future(self._see_off(name))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
-    async def _until_gone(self) -> None:
-        """A pod that was deleted is there until its node has ended it. For one that takes longer nobody could do more."""
-        path = f"/api/v1/namespaces/{self.namespace}/pods"
-        mine = [("labelSelector", self._mine), ("limit", "1")]
-        with suppress(TimeoutError, Refused):
-            async with asyncio.timeout(_GONE_S):
-                while (await self.link.get(path, mine))["items"]:
-                    await asyncio.sleep(_AGAIN_S / 4)
+    async def _see_off(self, name: str) -> None:
+        """Until a deleted pod is gone: its node has ended its processes, which takes about a second. The object would be there
+        until the node has tidied up behind them as well (older ones look every 10 s), and is removed here."""
+        pod = await self.watch.until(name, lambda pod: pod is None or states.ended(pod), _GONE_S)
+        if pod is not None and states.ended(pod):
+            with suppress(ApiError):  # then the node removes it, later
+                await self._api.forget(name)
