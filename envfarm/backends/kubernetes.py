@@ -175,8 +175,8 @@ class KubernetesBackend(RemoteBackend):
             task.add_done_callback(self._ending.discard)
 
     async def _see_off(self, name: str) -> None:
-        """Until a deleted pod is gone: its node has ended its processes, which takes about a second. The object would be there
-        until the node has tidied up behind them as well (older ones look every 10 s), and is removed here."""
+        """Until a deleted pod is gone: its node has ended its processes, which takes a second or two. The object would be there
+        until the node has tidied up behind them as well (old ones look every 10 s), and is removed here."""
         pod = await self.watch.until(name, lambda pod: pod is None or states.ended(pod), _GONE_S)
         if pod is not None and states.ended(pod):
             with suppress(ApiError):  # then the node removes it, later

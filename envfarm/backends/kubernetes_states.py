@@ -37,12 +37,12 @@ def over(pod: Pod) -> bool:
 
 
 def ended(pod: Pod) -> bool:
-    """Whether, as its node says, the processes of a deleted pod have ended: its container ran, and is not there any more. "Ended"
-    is also said of one that never ran, even while it is about to: that is not taken for an end."""
+    """Whether, as its node says, a deleted pod has no process: its container ran and is not there any more, or there is no image
+    to run. "Ended" is also said of one that never ran, even while it is about to: that is not taken for an end."""
     for status in pod["status"].get("containerStatuses", ()):
         if status["name"] == CONTAINER:
             ran = "containerID" in status["state"].get("terminated", {}) or "terminated" in status.get("lastState", {})
-            return ran and "running" not in status["state"]
+            return (ran and "running" not in status["state"]) or no_image(pod) is not None
     return False
 
 

@@ -140,7 +140,7 @@ def test_waiting_ends_where_something_is_known() -> None:
     assert unschedulable(full) == "1 Insufficient cpu." and unschedulable(waiting) is None
 
 
-def test_processes_have_ended_where_they_ran_and_the_node_says_so() -> None:
+def test_nothing_runs_where_something_ran_and_the_node_says_that_it_ended() -> None:
     def told(last: dict[str, Any], **state: Any) -> bool:
         pod = seen("Failed", state=state)
         pod["status"]["containerStatuses"][0]["lastState"] = last
@@ -151,5 +151,6 @@ def test_processes_have_ended_where_they_ran_and_the_node_says_so() -> None:
     assert told(exit_of(137, "ContainerStatusUnknown"), waiting={"reason": "ContainerCreating"})  # it used to run
     assert not told({}, **exit_of(137, "ContainerStatusUnknown"))  # it never did, and may yet
     assert not told({}, waiting={"reason": "PodInitializing"})
+    assert told({}, waiting={"reason": "ErrImagePull"})  # and never will
     assert not told({}, running={})  # a pod that is evicted has failed before it has ended
     assert not ended(seen("Failed", reason="Evicted"))
