@@ -34,7 +34,8 @@ _GONE_S = 30.0  # for a pod that takes longer to end, nobody could do more
 
 
 def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
-    """For the reaper (see `reaper.main`). Pods that are still ending are found as well."""
+    """For the reaper (see `reaper.main`). Pods that are still ending are found as well; objects of those that have ended are
+    removed, as `KubernetesBackend.delete` does."""
     count = 0
     try:
         configuration, namespace = connect()
@@ -44,6 +45,8 @@ def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
                 count += 1
                 if "deletionTimestamp" not in one["metadata"]:
                     ask(pods.delete_namespaced_pod, one["metadata"]["name"], namespace)
+                elif states.ended(one):
+                    ask(pods.delete_namespaced_pod, one["metadata"]["name"], namespace, grace_period_seconds=0)
     except ApiError as error:
         return count if error.status == NOT_FOUND else -1
     except BoxUnavailableError:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from envfarm.backends.kubernetes import KubernetesBackend
+from envfarm.backends.kubernetes import KubernetesBackend, remove_left_over
 from envfarm.backends.kubernetes_api import NAMESPACE_VARIABLE
 from envfarm.backends.kubernetes_link import Access, Link, Refused
 from envfarm.backends.local import backend_class
@@ -240,6 +240,23 @@ def test_an_object_goes_when_its_processes_have_ended_and_not_before(tmp_path: P
         assert list(cluster.pods) == [second.name] and not closing.done()
         cluster.set_status(second.name, _ENDED)
         await closing
+
+    with_cluster(tmp_path, monkeypatch, use)
+
+
+@needs_client
+def test_a_reaper_removes_objects_of_what_has_ended_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
+        cluster.lingers = True
+        cluster.becomes = [_RUNNING]
+        await backend.probe()
+        bare = backend.bare(SMALL)
+        await bare.made.create()
+        for _ in range(2):
+            assert await asyncio.to_thread(remove_left_over, None, {bare.name}) == 1 and bare.name in cluster.pods
+        cluster.set_status(bare.name, _ENDED)
+        assert await asyncio.to_thread(remove_left_over, None, {bare.name}) == 1 and not cluster.pods
+        assert await asyncio.to_thread(remove_left_over, None, {bare.name}) == 0
 
     with_cluster(tmp_path, monkeypatch, use)
 
