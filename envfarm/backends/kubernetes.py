@@ -32,11 +32,12 @@ _OF_LIFETIME = 0.25
 _AGAIN_S = 1.0
 _PASSING = re.compile("exceeded quota|not yet ready to handle request")
 """What the API server forbids for now: it says the second where it has just come up."""
-_GONE_S = 30.0
+_GONE_S = 30.0  # for a pod that takes longer to end, nobody could do more
 
 
 def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
-    """For the reaper (see `reaper.main`). Pods that are still ending are found as well."""
+    """For the reaper (see `reaper.main`). Pods that are still ending are found as well; objects of those that have ended are
+    removed, as `KubernetesBackend.delete` does."""
     count = 0
     try:
         configuration, namespace = connect()
@@ -46,6 +47,8 @@ def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
                 count += 1
                 if "deletionTimestamp" not in one["metadata"]:
                     ask(pods.delete_namespaced_pod, one["metadata"]["name"], namespace)
+                elif states.ended(one):
+                    ask(pods.delete_namespaced_pod, one["metadata"]["name"], namespace, grace_period_seconds=0)
     except ApiError as error:
         return count if error.status == NOT_FOUND else -1
     except BoxUnavailableError:
@@ -56,7 +59,10 @@ def remove_left_over(owner: str | None, names: Set[str] = frozenset()) -> int:
 class KubernetesBackend(RemoteBackend):
     """`patience_s`: how long a box may wait for a quota, or for a node with room, at most; whoever asked may ask again. Who
     `makes` none needs no right to. `outage_s`: the same for an API server that does not answer. `owner`: whose the boxes are,
-    where that is not this process: they outlive it, and are found again by the next one."""
+    where that is not this process: they outlive it, and are found again by the next one.
+
+    `close` returns once the processes of all boxes have ended, as their nodes say, and their pods are gone from the API server;
+    a node may still be unmounting their tmpfs. It waits `_GONE_S` at most, which is for a node that does not answer."""
 
     name = "kubernetes"
     module = __name__
@@ -76,6 +82,7 @@ class KubernetesBackend(RemoteBackend):
         self._api = Api()
         self._connected = False
         self._probing = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def probe(self) -> None:
         """Raises BoxUnavailableError, MissingDependencyError."""
@@ -94,9 +101,11 @@ class KubernetesBackend(RemoteBackend):
     async def _disconnect(self) -> None:
         if self._connected:
             self._connected = False
+            if self._owner:
+                for task in self._ending:
+                    task.cancel()
+            await asyncio.gather(*self._ending, return_exceptions=True)
             await self.watch.close()
-            if self._makes and not self._owner:
-                await self._until_gone()
             await self.link.close()
         self._api.close()
 
@@ -167,12 +176,15 @@ class KubernetesBackend(RemoteBackend):
         except ApiError as error:
             if error.status != NOT_FOUND:
                 self.leave(name)
+        else:
+            task = asyncio.ensure_future(self._see_off(name))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
-    async def _until_gone(self) -> None:
-        """A pod that was deleted is there until its node has ended it. For one that takes longer nobody could do more."""
-        path = f"/api/v1/namespaces/{self.namespace}/pods"
-        mine = [("labelSelector", self._mine), ("limit", "1")]
-        with suppress(TimeoutError, Refused):
-            async with asyncio.timeout(_GONE_S):
-                while (await self.link.get(path, mine))["items"]:
-                    await asyncio.sleep(_AGAIN_S / 4)
+    async def _see_off(self, name: str) -> None:
+        """Until a deleted pod is gone: its node has ended its processes, which takes a second or two. The object would be there
+        until the node has tidied up behind them as well (old ones look every 10 s), and is removed here."""
+        pod = await self.watch.until(name, lambda pod: pod is None or states.ended(pod), _GONE_S)
+        if pod is not None and states.ended(pod):
+            with suppress(ApiError):  # then the node removes it, later
+                await self._api.forget(name)

@@ -7,6 +7,7 @@ that of the kubeconfig's context or of this pod, else `default`. What is needed 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import ssl
@@ -127,7 +128,12 @@ class Api:
         await self._call(self._pods.create_namespaced_pod, self.namespace, manifest)
 
     async def delete(self, name: str) -> None:
+        """Its node ends it in its own time."""
         await self._call(self._pods.delete_namespaced_pod, name, self.namespace)
+
+    async def forget(self, name: str) -> None:
+        """Remove the object alone, whatever becomes of the pod: of one that has ended."""
+        await self._call(functools.partial(self._pods.delete_namespaced_pod, grace_period_seconds=0), name, self.namespace)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False)

@@ -36,6 +36,16 @@ def over(pod: Pod) -> bool:
     return pod.get("status", {}).get("phase") in ("Failed", "Succeeded") or "terminated" in _state(pod)
 
 
+def ended(pod: Pod) -> bool:
+    """Whether, as its node says, a deleted pod has no process: its container ran and is not there any more, or there is no image
+    to run. "Ended" is also said of one that never ran, even while it is about to: that is not taken for an end."""
+    for status in pod["status"].get("containerStatuses", ()):
+        if status["name"] == CONTAINER:
+            ran = "containerID" in status["state"].get("terminated", {}) or "terminated" in status.get("lastState", {})
+            return (ran and "running" not in status["state"]) or no_image(pod) is not None
+    return False
+
+
 def settled(pod: Pod | None) -> bool:
     """Whether waiting for it to come up is over."""
     return pod is None or running(pod) or over(pod) or no_image(pod) is not None

@@ -28,8 +28,8 @@ class PodWatch:
         """Whether the API server did when last asked."""
 
     async def until(self, name: str, holds: Callable[[Pod | None], bool], timeout_s: float) -> Pod | None:
-        """The pod as soon as something holds for it, or as it is when the time is over; None for one that was deleted, or
-        that was never seen."""
+        """A pod that has been made, as soon as something holds for it, or as it is when the time is over; None for one that was
+        deleted, or that was never seen."""
         if self._task is None:
             self._task = asyncio.ensure_future(self._follow())
         event = asyncio.Event()
@@ -68,10 +68,11 @@ class PodWatch:
 
     async def _list(self) -> str:
         """Returns from where to watch. Raises: Refused."""
+        asked = set(self._changed)  # about pods that were there before: one that is not listed is gone
         found = await self._link.get(self._path, [self._selector])
         for pod in found["items"]:
             self._put(pod)
-        for name in self._pods.keys() - {pod["metadata"]["name"] for pod in found["items"]}:
+        for name in (self._pods.keys() | asked) - {pod["metadata"]["name"] for pod in found["items"]}:
             self._set(name, None)
         return found["metadata"]["resourceVersion"]
 

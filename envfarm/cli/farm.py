@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from envfarm.farm.file import FarmFile
     from envfarm.farm.status import Status
@@ -164,20 +164,25 @@ def _show(found: Status) -> None:
     Console().print(_table(found))
 
 
-def _table(found: Status) -> Table:
+def _table(found: Status) -> Group:
+    """80 columns wide; what pools say is below it."""
     from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"farm {found.farm} on {found.kind}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("pool", "environments", "workers up", "boxes free", "leased", "in the making", "at most", "sessions wait", ""):
+    columns = ("pool", "environments", "workers\nup", "boxes\nfree", "leased", "in the\nmaking", "at\nmost", "sessions\nwait")
+    for column in columns:
         table.add_column(column, overflow="fold")
+    said = []
     for number, pool in enumerate(found.pools):
         up = sum(worker.up for worker in pool.workers)
-        said = [f"{w.name}: {w.said}" for w in pool.workers if w.said]
+        said += [f"pool {number}, worker {w.name}: {w.said}" for w in pool.workers if w.said]
         boxes = ["-"] * 5
         if pool.boxes is not None:
             counts = pool.boxes
             boxes = [str(n) for n in (counts.free, counts.leased, counts.making, counts.max, counts.waiting)]
-            said += [counts.said] if counts.said else []
-        table.add_row(str(number), ", ".join(pool.environments), f"{up} of {pool.wanted}", *boxes, "\n".join(said))
-    return table
+            said += [f"pool {number}, boxes: {counts.said}"] if counts.said else []
+        table.add_row(str(number), "\n".join(pool.environments), f"{up} of {pool.wanted}", *boxes)
+    return Group(table, *map(escape, said))

@@ -16,7 +16,7 @@ from tests.k8s.cluster import UNKNOWN_TO_1_20, create, kubectl
 from tests.k8s.crds import definition
 from tests.k8s.places import EVERYWHERE, Object, objects
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600), pytest.mark.xdist_group("definition of Ray's")]
 
 
 def renamed(found: list[Object], suffix: str) -> list[Object]:

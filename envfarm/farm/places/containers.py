@@ -121,7 +121,7 @@ class Containers:
     async def _run(self, slot: Slot) -> None:
         """Returns when one that was up has ended. Raises: BoxUnavailableError, InfraError."""
         try:
-            slot.container = (await self._call(self._api.create_container, **self._configuration(slot)))["Id"]
+            await self._create(slot)
             await self._call(self._api.start, slot.container)
             slot.address = await self._ready(slot)
             slot.said = ""
@@ -138,6 +138,16 @@ class Containers:
                     "--engine`, or have workers as processes of this machine (`target: {docker: {workers: process}}`)"
                 ) from None
             raise InfraError(f"the Docker engine could not run a worker: {error.said}") from None
+
+    async def _create(self, slot: Slot) -> None:
+        creating = asyncio.ensure_future(self._call(self._api.create_container, **self._configuration(slot)))
+        try:
+            slot.container = (await asyncio.shield(creating))["Id"]
+        except asyncio.CancelledError:  # it cannot be called off, and what comes of it is to be removed
+            await asyncio.wait([creating])
+            if creating.exception() is None:
+                slot.container = creating.result()["Id"]
+            raise
 
     async def _ready(self, slot: Slot) -> str:
         """Its address. Raises: InfraError, EngineError."""

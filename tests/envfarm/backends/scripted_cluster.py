@@ -36,7 +36,9 @@ class ScriptedCluster:
         self.becomes: list[dict[str, Any]] = []  # statuses that every new pod goes through
         self.may: Callable[[dict[str, Any]], bool] = lambda asked: True
         self.refuse: Callable[[str], web.Response | None] = lambda what: None  # of "create", "delete", "attach", "exec", "review"
+        self.lingers = False  # whether a deleted pod is there until somebody asks for no grace, as where its node is slow
         self.seen: list[str] = []
+        self._events: list[tuple[str, Pod]] = []  # a resourceVersion is how many there have been
         self._watchers: set[asyncio.Queue[tuple[str, Pod]]] = set()
 
     @asynccontextmanager
@@ -66,8 +68,9 @@ class ScriptedCluster:
         self._tell("MODIFIED", self.pods[name])
 
     def _tell(self, kind: str, pod: Pod) -> None:
+        self._events.append((kind, json.loads(json.dumps(pod))))
         for watcher in self._watchers:
-            watcher.put_nowait((kind, json.loads(json.dumps(pod))))
+            watcher.put_nowait(self._events[-1])
 
     def _refused(self, what: str) -> web.Response | None:
         self.seen.append(what)
@@ -83,6 +86,8 @@ class ScriptedCluster:
         if (no := self._refused("create")) is not None:
             return no
         pod = await request.json()
+        if pod["metadata"]["name"] in self.pods:
+            return refusal(409, "it already exists")
         pod = self.pods[pod["metadata"]["name"]] = {**pod, "status": {"phase": "Pending"}}
         self._tell("ADDED", pod)
         for status in self.becomes:
@@ -92,18 +97,23 @@ class ScriptedCluster:
     async def _delete(self, request: web.Request) -> web.Response:
         if (no := self._refused("delete")) is not None:
             return no
-        pod = self.pods.pop(request.match_info["name"], None)
+        pod = self.pods.get(request.match_info["name"])
         if pod is None:
             return refusal(404, "not found")
-        self._tell("DELETED", pod)
+        if self.lingers and request.query.get("gracePeriodSeconds") != "0":
+            pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+            self._tell("MODIFIED", pod)
+        else:
+            self._tell("DELETED", self.pods.pop(request.match_info["name"]))
         return web.json_response(pod)
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         if "watch" not in request.query:
-            return web.json_response({"kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": list(self.pods.values())})
+            version = {"resourceVersion": str(len(self._events))}
+            return web.json_response({"kind": "PodList", "metadata": version, "items": list(self.pods.values())})
         queue: asyncio.Queue[tuple[str, Pod]] = asyncio.Queue()
-        for pod in self.pods.values():  # nothing is lost between list and watch
-            queue.put_nowait(("MODIFIED", json.loads(json.dumps(pod))))
+        for event in self._events[int(request.query["resourceVersion"]) :]:  # nothing is lost between list and watch
+            queue.put_nowait(event)
         self._watchers.add(queue)
         response = web.StreamResponse()
         await response.prepare(request)

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from envfarm.backends.kubernetes import KubernetesBackend
+from envfarm.backends.kubernetes import KubernetesBackend, remove_left_over
 from envfarm.backends.kubernetes_api import NAMESPACE_VARIABLE
 from envfarm.backends.kubernetes_link import Access, Link, Refused
 from envfarm.backends.local import backend_class
@@ -23,6 +23,8 @@ from tests.envfarm.backends.scripted_cluster import KUBECONFIG, ScriptedCluster,
 
 T = TypeVar("T")
 needs_client = pytest.mark.skipif(find_spec("kubernetes") is None, reason="pip install 'envfarm[kubernetes]'")
+_RUNNING = {"phase": "Running", "containerStatuses": [{"name": "box", "state": {"running": {}}}]}
+_ENDED = {"phase": "Failed", "containerStatuses": [{"name": "box", "state": {"terminated": {"containerID": "containerd://1"}}}]}
 QUOTA = 'pods "box-1" is forbidden: exceeded quota: boxes, requested: pods=1, used: pods=2, limited: pods=2'
 
 
@@ -169,14 +171,14 @@ def test_a_quota_that_is_used_up_is_waited_for_and_shown(tmp_path: Path, monkeyp
 @needs_client
 def test_an_api_server_that_has_just_come_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
-        said = [refusal(409, "pods box already exists"), refusal(403, "pods box is forbidden: not yet ready to handle request")]
+        said = [refusal(403, "pods box is forbidden: not yet ready to handle request")]
         cluster.refuse = lambda what: said.pop() if what == "create" and said else None
-        starting = asyncio.ensure_future(backend.start(SMALL))
-        while said:
-            await asyncio.sleep(0.01)
-        assert not starting.done(), "what is there already was made by the first question"
-        starting.cancel()
-        await asyncio.wait([starting])
+        await backend.probe()
+        bare = backend.bare(SMALL)
+        cluster.pods[bare.name] = {"metadata": {"name": bare.name}, "status": _RUNNING}  # by the first question, after all
+        await bare.made.create()
+        assert cluster.seen.count("create") == 2
+        await bare.made.remove()
 
     with_cluster(tmp_path, monkeypatch, use)
 
@@ -224,10 +226,72 @@ def test_a_missing_right_is_named(
 @pytest.mark.parametrize("what", ["attach", "exec"])
 def test_a_forbidden_stream_names_its_verbs(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
-        cluster.becomes = [{"phase": "Running", "containerStatuses": [{"name": "box", "state": {"running": {}}}]}]
+        cluster.becomes = [_RUNNING]
         cluster.refuse = lambda asked: refusal(403, "no") if asked == what else None
         with pytest.raises(BoxUnavailableError, match=f"verbs get and create on pods/{what} in namespace 'lab'"):
             await backend.start(SMALL)
+
+    with_cluster(tmp_path, monkeypatch, use)
+
+
+@needs_client
+def test_an_object_goes_when_its_processes_have_ended_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the node goes on to tidy up."""
+
+    async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
+        cluster.lingers = True
+        cluster.becomes = [_RUNNING]
+        await backend.probe()
+        first, second = backend.bare(SMALL), backend.bare(SMALL)
+        for bare in (first, second):
+            await bare.made.create()
+            await bare.made.remove()
+        closing = asyncio.ensure_future(backend.close())
+        cluster.set_status(first.name, _ENDED)
+        while first.name in cluster.pods:
+            await asyncio.sleep(0.01)
+        assert list(cluster.pods) == [second.name] and not closing.done()
+        cluster.set_status(second.name, _ENDED)
+        await closing
+
+    with_cluster(tmp_path, monkeypatch, use)
+
+
+@needs_client
+def test_a_reaper_removes_objects_of_what_has_ended_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
+        cluster.lingers = True
+        cluster.becomes = [_RUNNING]
+        await backend.probe()
+        bare = backend.bare(SMALL)
+        await bare.made.create()
+        for _ in range(2):
+            assert await asyncio.to_thread(remove_left_over, None, {bare.name}) == 1 and bare.name in cluster.pods
+        cluster.set_status(bare.name, _ENDED)
+        assert await asyncio.to_thread(remove_left_over, None, {bare.name}) == 1 and not cluster.pods
+        assert await asyncio.to_thread(remove_left_over, None, {bare.name}) == 0
+
+    with_cluster(tmp_path, monkeypatch, use)
+
+
+@needs_client
+def test_who_closes_waits_for_its_own_boxes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two backends of one process have one owner."""
+
+    async def use(cluster: ScriptedCluster, backend: KubernetesBackend) -> None:
+        cluster.becomes = [_RUNNING]
+        other = KubernetesBackend()
+        try:
+            for one in (backend, other):
+                await one.probe()
+            kept = other.bare(SMALL)
+            await kept.made.create()
+            async with asyncio.timeout(10):
+                await backend.close()
+            assert list(cluster.pods) == [kept.name]
+            await kept.made.remove()
+        finally:
+            await other.close()
 
     with_cluster(tmp_path, monkeypatch, use)
 

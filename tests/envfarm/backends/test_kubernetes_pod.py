@@ -11,7 +11,7 @@ import pytest
 
 from envfarm.backends import owners
 from envfarm.backends.kubernetes_manifest import pod
-from envfarm.backends.kubernetes_states import death, no_image, over, running, settled, unschedulable
+from envfarm.backends.kubernetes_states import death, ended, no_image, over, running, settled, unschedulable
 from envfarm.backends.remote_box import variables
 from envfarm.box import BoxSpec
 from envfarm.testing.backend_checks import SMALL
@@ -81,18 +81,18 @@ def seen(phase: str = "Running", *, state: dict[str, Any] | None = None, **statu
     }
 
 
-def ended(code: int, reason: str = "Error") -> dict[str, Any]:
+def exit_of(code: int, reason: str = "Error") -> dict[str, Any]:
     return {"terminated": {"exitCode": code, "reason": reason}}
 
 
 @pytest.mark.parametrize(
     ("pod", "why", "by_agent", "limit"),
     [
-        (seen("Failed", state=ended(137, "OOMKilled")), "out of memory", True, "memory"),
-        (seen("Failed", state=ended(137)), "ended from outside .exit code 137", False, None),
-        (seen("Failed", state=ended(139)), "made to end .exit code 139", True, None),
+        (seen("Failed", state=exit_of(137, "OOMKilled")), "out of memory", True, "memory"),
+        (seen("Failed", state=exit_of(137)), "ended from outside .exit code 137", False, None),
+        (seen("Failed", state=exit_of(139)), "made to end .exit code 139", True, None),
         (
-            seen("Failed", initContainerStatuses=[{"name": "folders", "state": ended(1)}]),
+            seen("Failed", initContainerStatuses=[{"name": "folders", "state": exit_of(1)}]),
             "its first container 'folders' failed .exit code 1.: Error",
             False,
             None,
@@ -135,6 +135,22 @@ def test_waiting_ends_where_something_is_known() -> None:
     full = seen("Pending", conditions=[{"type": "PodScheduled", "reason": "Unschedulable", "message": "1 Insufficient cpu."}])
     assert not settled(waiting) and not settled(full) and settled(pulling) and settled(None)
     assert settled(seen(state={"running": {}})) and running(seen(state={"running": {}}))
-    assert over(seen(state=ended(0))) and not over(waiting)
+    assert over(seen(state=exit_of(0))) and not over(waiting)
     assert no_image(pulling) == "ImagePullBackOff: no such image" and no_image(waiting) is None
     assert unschedulable(full) == "1 Insufficient cpu." and unschedulable(waiting) is None
+
+
+def test_nothing_runs_where_something_ran_and_the_node_says_that_it_ended() -> None:
+    def told(last: dict[str, Any], **state: Any) -> bool:
+        pod = seen("Failed", state=state)
+        pod["status"]["containerStatuses"][0]["lastState"] = last
+        return ended(pod)
+
+    of_runtime = exit_of(1)["terminated"] | {"containerID": "containerd://1"}
+    assert told({}, terminated=of_runtime)
+    assert told(exit_of(137, "ContainerStatusUnknown"), waiting={"reason": "ContainerCreating"})  # it used to run
+    assert not told({}, **exit_of(137, "ContainerStatusUnknown"))  # it never did, and may yet
+    assert not told({}, waiting={"reason": "PodInitializing"})
+    assert told({}, waiting={"reason": "ErrImagePull"})  # and never will
+    assert not told({}, running={})  # a pod that is evicted has failed before it has ended
+    assert not ended(seen("Failed", reason="Evicted"))

@@ -278,7 +278,11 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         }  # fmt: skip
         found = json.loads(envfarm("eval", "oracle", "--env", str(LAMP), "--episodes", "2", "--farm", "lab", "--json"))
         assert found["splits"]["heldout"]["episodes"] == 2
-        assert "1 of 1" in envfarm("farm", "status", "lab")
+        monkeypatch.setenv("COLUMNS", "80")
+        shown = envfarm("farm", "status", "lab")
+        assert max(map(len, shown.splitlines())) <= 80
+        for words in ("1 of 1", "games/maze-v0", "environments", "workers", "sessions", "making"):
+            assert words in shown, shown
         assert json.loads(envfarm("farm", "status", "lab", "--json"))["pools"][0]["boxes"] is None
         assert "give --workers" in envfarm("farm", "scale", "lab", code=2).replace("Give", "give")
         assert "2 of 2" in envfarm("farm", "scale", "lab", "--workers", "2")

@@ -80,7 +80,7 @@ def _token(account: str) -> str:
     ("account", "command", "said"),
     [
         ("nothing", ROLLOUT, "may not create pods, delete pods, list pods, watch pods, get pods/attach, get pods/exec"),
-        ("no-exec", ROLLOUT, "may not get pods/exec in namespace"),
+        ("no-exec", ROLLOUT, "may not get pods/exec in namespace 'NAME'. Ask for a Role"),
         ("no-list", ROLLOUT, "may not list pods, watch pods in namespace"),
         ("no-list", ("check", "--hostile", "--backend", "kubernetes"), "may not list pods, watch pods in namespace"),
         ("no-exec", ("serve", "coding/shell-v0", "--backend", "kubernetes", "--port", "0"), "may not get pods/exec in namespace"),
@@ -118,5 +118,5 @@ def test_what_may_not_be_done_is_named(
         with pytest.raises(SystemExit) as stopped:
             main([str(words.get(word, word)) for word in command])
     told = capsys.readouterr().err
-    assert stopped.value.code == 2 and said in told and "Traceback" not in told
+    assert stopped.value.code == 2 and said.replace("NAME", NAME) in told and "Traceback" not in told
     assert not kubectl("get", "pods", "-l", BOX, "-o", "name") and not list((tmp_path / "state").glob("**/keeper.json"))
