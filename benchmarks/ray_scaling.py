@@ -27,7 +27,8 @@ from rollout.build import ModelFolder
 from rollout.plan import RunPlan
 from rollout.policies import EnginePolicy
 from rollout.requests import EnvChoice, draw_groups
-from rollout.run import EngineEntry, RayEntry
+from rollout.run import RayEntry
+from rollout.run_policies import EngineEntry
 from rollout.scheduler import Rollouts
 from rollout.tokenizers import BPETokenizer
 from rollout.types import PolicyVersion, SamplingParams

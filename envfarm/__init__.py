@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from envfarm.aec import AECEnv
     from envfarm.blocks import Code, Fields, Image, Output, Table, Text
     from envfarm.env import Env
+    from envfarm.randomization import sample
     from envfarm.registry import Registry, default_registry, make, make_scene
     from envfarm.session import local_session
-    from envfarm.spec import EnvSpec, Instance, load_spec, sample
+    from envfarm.spec import EnvSpec, Instance, load_spec
     from envfarm.tools import ToolCall, ToolError, tool
 
 __version__ = "0.1.0"
@@ -32,9 +33,10 @@ _WHERE = {
     "envfarm.aec": ("AECEnv",),
     "envfarm.blocks": ("Code", "Fields", "Image", "Output", "Table", "Text"),
     "envfarm.env": ("Env",),
+    "envfarm.randomization": ("sample",),
     "envfarm.registry": ("Registry", "default_registry", "make", "make_scene"),
     "envfarm.session": ("local_session",),
-    "envfarm.spec": ("EnvSpec", "Instance", "load_spec", "sample"),
+    "envfarm.spec": ("EnvSpec", "Instance", "load_spec"),
     "envfarm.tools": ("ToolCall", "ToolError", "tool"),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}

@@ -21,11 +21,6 @@ from envfarm.distributions import AnyDistribution
 from envfarm.errors import UserError, did_you_mean
 from envfarm.seeding import stable_hash
 
-__all__ = [
-    "Axis", "EnvSpec", "Instance", "Limits", "Reward", "Role", "RowsFile", "Sandbox", "Split", "TaskCheck", "TaskSpec",
-    "ToolUse", "load_spec", "sample",
-]  # fmt: skip
-
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the parts of a spec."""
@@ -224,7 +219,7 @@ class EnvSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def instance(self, split: str, index: int, setting: dict[str, Any] | None = None) -> Instance:
         """The `index`-th instance of a split, from 0. Raises: IndexError."""
-        from envfarm.randomization import keys_of
+        from envfarm.randomization import keys_of, sample
 
         part = self.split(split)
         if not 0 <= index < self.size(split):
@@ -247,10 +242,3 @@ def load_spec(path: str | Path) -> EnvSpec:
     from envfarm.spec_load import load
 
     return load(path)
-
-
-def sample(spec: EnvSpec, split: str, seed_or_row_key: int | str, setting: dict[str, Any] | None = None) -> Instance:
-    """A pure function: the instance of that seed or row. See `envfarm.randomization.sample`."""
-    from envfarm.randomization import sample as draw
-
-    return draw(spec, split, seed_or_row_key, setting)

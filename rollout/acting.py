@@ -18,7 +18,7 @@ from rollout.models import CATALOG, is_model
 from rollout.places import EngineMaker, Place
 from rollout.plan import RunPlan
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
-from rollout.run import EngineEntry, PolicyEntry
+from rollout.run_policies import EngineEntry, PolicyEntry
 from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import PolicyVersion

@@ -20,7 +20,8 @@ from rollout.engines.base import ENGINES, Engine, engine_keys
 from rollout.models import is_model, resolve_model
 from rollout.policies import ChatPolicy, EnginePolicy, Policy
 from rollout.renderers.base import RENDERERS, Renderer, Tokenizer
-from rollout.run import EngineEntry, PolicyEntry, RolloutFile, script_of
+from rollout.run import RolloutFile
+from rollout.run_policies import EngineEntry, PolicyEntry, script_of
 from rollout.tokenizers import HFTokenizer, check_tokenizer
 from rollout.types import PolicyVersion
 

@@ -23,7 +23,8 @@ from rollout.models import is_model
 from rollout.places import Where
 from rollout.plan import RunPlan
 from rollout.requests import EnvChoice
-from rollout.run import SELF, EngineEntry
+from rollout.run import SELF
+from rollout.run_policies import EngineEntry
 from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import SamplingParams

@@ -14,7 +14,8 @@ from envfarm.worker.pool import WorkerPool
 from rollout.build import ModelFolder, embedded_engine
 from rollout.engines.base import Engine
 from rollout.hosts import Host, Pool
-from rollout.run import EngineEntry, RolloutFile
+from rollout.run import RolloutFile
+from rollout.run_policies import EngineEntry
 from rollout.types import PolicyVersion
 
 

@@ -14,7 +14,8 @@ from envfarm.registry import Registry
 from envfarm.spec import EnvSpec
 from envfarm.yaml_source import Source
 from rollout.engines.base import ENGINE_KEYS, engine_keys
-from rollout.run import SELF, EngineEntry, RolloutFile
+from rollout.run import SELF, RolloutFile
+from rollout.run_policies import EngineEntry
 
 
 def resolve(run: RolloutFile, source: Source, registry: Registry) -> dict[str, EnvSpec]:

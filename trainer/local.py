@@ -2,18 +2,14 @@
 
 Which weights are trained and in which type the decoder computes is `trainer.weights`; the optimizer's are float32.
 Calls run in order on one thread of their own, so a loop that rolls out meanwhile is not held up. Micro-batches are
-spread over single-threaded workers and their gradients added in a fixed order: on small models faster than sharing
-one operation between threads, and the same calls give the same bits (`checksum`) whatever the count of workers. A
-machine with another instruction set may still round differently.
+spread over single-threaded workers and their gradients added in a fixed order: the same calls give the same bits
+(`checksum`) whatever the count of workers. A machine with another instruction set may still round differently.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +27,10 @@ from rollout.engines.torch.model import Decoder
 from rollout.types import PolicyVersion
 from trainer.batch import Datum, MicroBatch, micro_batches
 from trainer.client import AdamParams, ForwardOutput, Published, StepOutput
-from trainer.losses import LOSSES, LossConfig, Terms
+from trainer.losses import LossConfig, apply_loss
 from trainer.probes import probe_of
 from trainer.weights import Adapted, Trained
+from trainer.workers import Workers, single_threaded_pool
 
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "client.json"
 
@@ -69,10 +66,7 @@ class LocalClient:
         self._moments = {k: [torch.zeros_like(p) for p in self._weights] for k in ("m", "v")}
         self._gradients: list[Tensor] | None = None
         self._pool = single_threaded_pool(1)
-        workers = threads or torch.get_num_threads()
-        # Micro-batches computed and not added up yet; of large gradients no more than are being computed.
-        self._ahead = workers - 1 if sum(p.numel() for p in self._weights) > LARGE else 2 * workers
-        self._workers = single_threaded_pool(workers)
+        self._workers = Workers(threads, large=sum(p.numel() for p in self._weights) > LARGE)
 
     def forward(self, data: list[Datum], loss: str = "cross_entropy", config: LossConfig | None = None) -> Future[ForwardOutput]:
         return self._pool.submit(self._pass, data, loss, config or LossConfig(), False)
@@ -99,14 +93,14 @@ class LocalClient:
 
     def close(self) -> None:
         self._pool.shutdown()
-        self._workers.shutdown()
+        self._workers.close()
 
     # What runs on the trainer's thread.
 
     def _pass(self, data: list[Datum], loss: str, config: LossConfig, backward: bool) -> ForwardOutput:
         out = ForwardOutput([np.zeros(len(d), dtype=np.float32) for d in data], 0.0, 0)
         blocks = micro_batches(data, max_tokens=self.max_tokens, dtype=self._weights[0].dtype)
-        for block, done in self._spread(blocks, lambda b: self._block(b, loss, config, backward)):
+        for block, done in self._workers.spread(blocks, lambda b: self._block(b, loss, config, backward)):
             out.loss += done.loss
             out.tokens += len(done.logprobs_N)
             _add_up(out.metrics, done.statistics)
@@ -118,18 +112,6 @@ class LocalClient:
                 else:
                     torch._foreach_add_(self._gradients, done.gradients)
         return out
-
-    def _spread(self, blocks: Iterable[MicroBatch], work: Callable[[MicroBatch], Done]) -> Iterator[tuple[MicroBatch, Done]]:
-        """Results in the order of the blocks, with few of them in memory at a time."""
-        running: deque[tuple[MicroBatch, Future[Done]]] = deque()
-        for block in blocks:
-            running.append((block, self._workers.submit(work, block)))
-            if len(running) > self._ahead:
-                first, future = running.popleft()
-                yield first, future.result()
-        while running:
-            first, future = running.popleft()
-            yield first, future.result()
 
     def _block(self, block: MicroBatch, loss: str, config: LossConfig, backward: bool) -> Done:
         with torch.set_grad_enabled(backward):
@@ -198,24 +180,6 @@ class LocalClient:
         return saved["checksum"]
 
 
-def single_threaded_pool(workers: int) -> ThreadPoolExecutor:
-    """Threads in which each torch operation runs on one core; the caller's own setting stays as it was."""
-    ready = threading.Barrier(workers + 1)
-
-    def initialise() -> None:
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # a thread takes over the process's setting on its first use of torch, and keeps it
-        ready.wait()
-
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="trainer-worker", initializer=initialise)
-    for _ in range(workers):
-        pool.submit(int)
-    ready.wait()
-    torch.set_num_threads(before)  # also what threads made later begin with
-    return pool
-
-
 def token_logprobs(model: Decoder, block: MicroBatch) -> Tensor:
     """log pi of each trained token, at the temperature that it was sampled with. The head runs on these only."""
     hidden_P = model.hidden(block.tokens_P, block.cu_seqlens)
@@ -225,22 +189,6 @@ def token_logprobs(model: Decoder, block: MicroBatch) -> Tensor:
     if not bool((block.temperature_N == 1).all()):
         logits_N = logits_N / block.temperature_N[:, None]
     return -torch.nn.functional.cross_entropy(logits_N, block.targets_N, reduction="none")
-
-
-def apply_loss(loss: str, block: MicroBatch, logprobs_N: Tensor, config: LossConfig) -> Terms:
-    """Raises: ValueError naming a loss that does not exist, or what its rows lack."""
-    if loss not in LOSSES:
-        raise ValueError(f"no loss {loss!r}; there are {', '.join(LOSSES)}")
-    function, needs = LOSSES[loss]
-    inputs: dict[str, Any] = {"weights_N": block.weights_N}
-    for name in needs:
-        value = {"logprobs": block.sampled_N, "advantages": block.advantages_N}[name]
-        if value is None:
-            raise ValueError(f"loss {loss!r} needs rows with {name}; these have none")
-        inputs[{"logprobs": "sampled_N", "advantages": "advantages_N"}[name]] = value
-    if loss == "ppo":
-        inputs |= {"old_N": block.old_N, "config": config}
-    return function(logprobs_N, **inputs)
 
 
 def adam_step(

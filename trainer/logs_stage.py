@@ -9,7 +9,7 @@ from rollout.evaluate import tally
 from rollout.places import Place
 from rollout.policies import Policy
 from rollout.requests import draw_groups
-from rollout.run import script_of
+from rollout.run_policies import script_of
 from rollout.scheduler import Rollouts
 from rollout.types import Group, SamplingParams
 from trainer.context import Context, timed

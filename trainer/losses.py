@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer.batch import MicroBatch
 
 # exp(20) is finite in float32: a ratio beyond it is clipped by every loss below, the clamp only keeps inf out of sums.
 _MAX_LOG_RATIO = 20.0
@@ -122,3 +125,22 @@ LOSSES: dict[str, tuple[Loss, tuple[str, ...]]] = {
     "ppo": (clipped, ("logprobs", "advantages")),
 }
 """Name -> (function, what a `Datum` must carry beside targets and weights). A new loss is a function and a line."""
+
+
+def apply_loss(loss: str, block: MicroBatch, logprobs_N: Tensor, config: LossConfig) -> Terms:
+    """The loss of that name, on a micro-batch.
+
+    Raises: ValueError naming a loss that does not exist, or what its rows lack.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"no loss {loss!r}; there are {', '.join(LOSSES)}")
+    function, needs = LOSSES[loss]
+    inputs: dict[str, Any] = {"weights_N": block.weights_N}
+    for name in needs:
+        column = {"logprobs": "sampled_N", "advantages": "advantages_N"}[name]
+        inputs[column] = getattr(block, column)
+        if inputs[column] is None:
+            raise ValueError(f"loss {loss!r} needs rows with {name}; these have none")
+    if loss == "ppo":
+        inputs |= {"old_N": block.old_N, "config": config}
+    return function(logprobs_N, **inputs)

@@ -20,7 +20,7 @@ from rollout.engines.torch.adapter import TARGETS, Lora
 from rollout.engines.torch.config import ModelConfig
 from rollout.engines.torch.model import Decoder
 from rollout.renderers.base import Renderer
-from rollout.run import ModelInit, PolicyEntry
+from rollout.run_policies import ModelInit, PolicyEntry
 from rollout.tokenizers import BPETokenizer, HFTokenizer, check_tokenizer
 from rollout.types import Episode
 from trainer.checkpoint import write_atomically

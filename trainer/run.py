@@ -17,7 +17,8 @@ from pydantic import Field
 from envfarm.spec import EnvSpec
 from envfarm.yaml_source import FileModel
 from rollout.requests import EnvChoice
-from rollout.run import SELF, PolicyEntry, RolloutFile
+from rollout.run import SELF, RolloutFile
+from rollout.run_policies import PolicyEntry
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]

@@ -17,8 +17,9 @@ from rollout.build import UNTRAINED, ModelFolder, chat_policy
 from rollout.engines.base import ENGINES, NEEDS_FOR_TRAINING
 from rollout.models import CATALOG, is_model
 from rollout.renderers.base import RENDERERS
-from rollout.run import SELF, PolicyEntry
+from rollout.run import SELF
 from rollout.run_check import resolve
+from rollout.run_policies import PolicyEntry
 from trainer.run import LogsEntry, Online, RunFile
 
 At = tuple[str | int, ...]

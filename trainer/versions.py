@@ -14,7 +14,7 @@ from rollout.build import ModelFolder, acting_folder
 from rollout.engines.base import SeveralPolicies
 from rollout.engines.torch.checkpoint import load_state
 from rollout.policies import EnginePolicy
-from rollout.run import PolicyEntry
+from rollout.run_policies import PolicyEntry
 from trainer.context import Trainee
 from trainer.run import RunFile
 from trainer.saving import save

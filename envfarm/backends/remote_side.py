@@ -5,7 +5,7 @@ in a box full of processes nothing can be forked. Its answer is `\\0<nonce> <sta
 with length -1 the bytes go on to `\\0<nonce>.`, which nobody in the box can spell while they flow: file requests come when no
 process of the agent's is left. What else appears on its stream was forged by the agent and is dropped.
 
-Process 1 cannot be killed from inside, this shell can: then a new one is opened (`remote_shell`), at the cost of one exec.
+Process 1 cannot be killed from inside, this shell can: then a new one is opened (`remote_second`), at the cost of one exec.
 `kill -9 -1` spares process 1 and whoever calls it, and the kernel does it in one stroke: no fork bomb is faster. Where the
 supervisor is not process 1 (`docker_gvisor`) that ends the box as well.
 

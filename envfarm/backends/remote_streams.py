@@ -2,7 +2,7 @@
 
 `Streams` is one container or pod: it opens the standard streams of its process 1 (once) and those of a second shell beside it
 (again where the agent has killed it), knows why it died, and removes it. All else - the shell, limits, files, snapshots - is
-the same everywhere: `remote_shell`, `remote_side`, `remote_files`, `remote_box`.
+the same everywhere: `remote_shell`, `remote_pair`, `remote_side`, `remote_files`, `remote_box`.
 """
 
 from __future__ import annotations

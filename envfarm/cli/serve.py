@@ -26,7 +26,7 @@ def serve(
 
     from envfarm.cli.shared import registry, setting
     from envfarm.errors import UserError
-    from envfarm.worker.seats import Served
+    from envfarm.worker.catalogue import Served
     from envfarm.worker.serving import Listen, Worker
     from envfarm.worker.serving import serve as run
 

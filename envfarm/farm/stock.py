@@ -1,11 +1,7 @@
 """The boxes of one pool: some free, some leased, some in the making, and the sessions that wait for one.
 
 Between `min` and `max` are live, `warm` free ones are kept ready, evenly over the kinds of box that the pool's environments ask
-for. Sessions that find none wait in the order in which they came; where the pool is full of free boxes of other kinds one of
-those makes room.
-
-A session that has a box may ask for a further one, to verify in, and holds the first one meanwhile. Would first boxes be let take
-up the whole pool, all sessions could wait for each other for ever: so a share is left to further ones, which are soon free again.
+for. Sessions that find none wait in a queue; where the pool is full of free boxes of other kinds one of those makes room.
 """
 
 from __future__ import annotations
@@ -24,25 +20,17 @@ from envfarm.box import BoxSpec
 from envfarm.errors import EnvfarmError, InfraError
 from envfarm.farm.file import BoxesFile
 from envfarm.farm.leases import Conflict, Leases
+from envfarm.farm.queue import Queue
 from envfarm.farm.status import BoxCounts
 from envfarm.farm.troubles import Troubles, is_final
 
 MAKING_AT_ONCE = 8
-FURTHER_SHARE = 8
-"""One box in so many, and one at least, is left to sessions that have one."""
 
 
 class Maker(Protocol):
     """`envfarm.backends.remote_backend.RemoteBackend`."""
 
     def bare(self, spec: BoxSpec) -> Bare: ...
-
-
-@dataclass(eq=False)
-class Waiting:
-    spec: BoxSpec
-    further: bool
-    box: asyncio.Future[Bare]
 
 
 @dataclass
@@ -54,11 +42,9 @@ class Stock:
     """The kinds that are kept warm; those that are asked for later join."""
     _free: dict[BoxSpec, deque[Bare]] = field(default_factory=dict)
     _leased: dict[str, Bare] = field(default_factory=dict)
-    _first: set[str] = field(default_factory=set)
-    """Of the leased ones, those that are their session's first."""
     _making: Counter[BoxSpec] = field(default_factory=Counter)
     _leaving: int = 0
-    _waiting: deque[Waiting] = field(default_factory=deque)
+    _queue: Queue = field(default_factory=Queue)
     _troubles: Troubles = field(default_factory=Troubles)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _closed: bool = False
@@ -83,20 +69,17 @@ class Stock:
 
     async def _next(self, spec: BoxSpec, further: bool) -> Bare:
         """A box that counts as leased from now on."""
-        waiting = Waiting(spec, further, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        waiting = self._queue.join(spec, further=further)
         self.balance()
         try:
             return await waiting.box
         except asyncio.CancelledError:
-            if waiting.box.done() and not waiting.box.cancelled() and waiting.box.exception() is None:
-                bare = waiting.box.result()
+            if (bare := waiting.handed_over) is not None:
                 self._release(bare.name)
                 self._shelf(spec).appendleft(bare)
             raise
         finally:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            self._queue.leave(waiting)
             self.balance()
 
     async def death(self, box: str) -> Death:
@@ -111,7 +94,7 @@ class Stock:
         return bare is not None
 
     def _release(self, box: str) -> Bare | None:
-        self._first.discard(box)
+        self._queue.given_back(box)
         return self._leased.pop(box, None)
 
     # --- keeping --------------------------------------------------------------------------------------------------------
@@ -135,28 +118,19 @@ class Stock:
 
     def balance(self) -> None:
         """Hand out what is free, and have made what is missing."""
-        for waiting in self._admitted():
+        for waiting in self._queue.admitted(self.sizes.max):
             shelf = self._shelf(waiting.spec)
             if shelf and not waiting.box.done():
                 bare = shelf.popleft()
                 self._leased[bare.name] = bare
-                if not waiting.further:
-                    self._first.add(bare.name)
-                self._waiting.remove(waiting)
-                waiting.box.set_result(bare)
+                self._queue.hand_over(bare, waiting)
         while not self._closed and self._making.total() < MAKING_AT_ONCE and (spec := self._wanted()) is not None:
             self._making[spec] += 1
             self._later(self._make(spec))
 
-    def _admitted(self) -> list[Waiting]:
-        """Those that may have a box now, were there one: sessions that have one first."""
-        room = self.sizes.max - max(1, self.sizes.max // FURTHER_SHARE) - len(self._first)
-        further = [waiting for waiting in self._waiting if waiting.further]
-        return further + [waiting for waiting in self._waiting if not waiting.further][: max(room, 0)]
-
     def _wanted(self) -> BoxSpec | None:
         """Of which kind a box is to be made next; None where there are enough, or no more may be."""
-        admitted = self._admitted()
+        admitted = self._queue.admitted(self.sizes.max)
         asked = Counter(waiting.spec for waiting in admitted)
         for spec in dict.fromkeys(waiting.spec for waiting in admitted):
             if asked[spec] > self._making[spec] and not self._troubles.pauses(spec, asked=True):
@@ -203,19 +177,18 @@ class Stock:
         pause_s = self._troubles.begin(spec, error)
         asyncio.get_running_loop().call_later(pause_s + 0.01, self.balance)
         if is_final(error):
-            for waiting in [w for w in self._waiting if w.spec == spec]:
-                self._waiting.remove(waiting)
-                waiting.box.set_exception(error)
+            self._queue.refuse(spec, error)
 
     # --- small things ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> BoxCounts:
         said = self._troubles.said()
-        if len(self._admitted()) < len(self._waiting) or (self._waiting and self._count() >= self.sizes.max):
-            said.insert(0, f"all {self.sizes.max} boxes are in use, or left to sessions that have one: {len(self._waiting)} wait")
+        waiting, admitted = len(self._queue), len(self._queue.admitted(self.sizes.max))
+        if admitted < waiting or (waiting and self._count() >= self.sizes.max):
+            said.insert(0, f"all {self.sizes.max} boxes are in use, or left to sessions that have one: {waiting} wait")
         return BoxCounts(
             self.sizes.min, self.sizes.max, self.sizes.warm, len(self.free_names()), len(self._leased), self._making.total(),
-            len(self._waiting), "; ".join(dict.fromkeys(said)),
+            waiting, "; ".join(dict.fromkeys(said)),
         )  # fmt: skip
 
     def _count(self) -> int:
@@ -252,24 +225,20 @@ class Stock:
 
     async def leave(self) -> None:
         """Make and hand out no more; what is there is the next keeper's. Idempotent."""
-        self._end_waiting()
+        self._closed = True
+        self._queue.end()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Remove every box. Idempotent."""
-        self._end_waiting()
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # those in the making are on a shelf then
-        boxes = [*self._leased.values(), *(bare for shelf in self._free.values() for bare in shelf)]
-        self._leased.clear()
-        self._first.clear()
-        self._free.clear()
-        for bare in boxes:
-            self._leave(bare)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _end_waiting(self) -> None:
         self._closed = True
-        for waiting in self._waiting:
-            waiting.box.cancel()
+        self._queue.end()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # those in the making are on a shelf then
+        for box in list(self._leased):
+            self.end(box)
+        for shelf in self._free.values():
+            while shelf:
+                self._leave(shelf.pop())
+        await asyncio.gather(*self._tasks, return_exceptions=True)

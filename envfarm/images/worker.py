@@ -164,7 +164,7 @@ def _install(recipe: WorkerRecipe, work: Path, packages: Path) -> None:
 
 def _try(root: Path, packages: Path) -> None:
     """Raises: ImageError."""
-    from envfarm.backends.bubblewrap import find_bwrap
+    from envfarm.backends.bubblewrap_program import find_bwrap
 
     bwrap = find_bwrap()
     if bwrap is None:

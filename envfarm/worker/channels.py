@@ -53,7 +53,7 @@ class Channels:
     async def _bring(self, number: bytes, message: Bring) -> None:
         reply: Reply
         try:
-            reply = Words(await self._sessions.bring(message.spec_hash, message.bundle))
+            reply = Words(await self._sessions.catalogue.bring(message.spec_hash, message.bundle))
         except EnvfarmError as error:
             reply = protocol.failed(error)
         except Exception as error:  # a bug: whoever waits must hear of it
@@ -74,8 +74,8 @@ class Channels:
                 return Failed("InfraError", f"Unknown or attached session_id: {message.session_id}", "SESSION_ERROR")
             self._open[number] = seat, reply
             return Words("")
-        if self._sessions.full:
-            return Failed("InfraError", f"the worker has {self._sessions.limit} sessions, its limit", "CAPACITY_REACHED")
+        if refusal := self._sessions.refusal:
+            return Failed("InfraError", refusal, "CAPACITY_REACHED")
         self._open[number] = Seat(self._sessions), reply
         return self._open[number]
 

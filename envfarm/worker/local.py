@@ -36,8 +36,8 @@ class LocalPool:
         if env_id not in self.specs:
             raise UnknownIdError(f"this pool does not serve {env_id!r}{did_you_mean(env_id, self.specs)}")
         sessions = self._worker.sessions
-        if sessions is None or sessions.full:
-            raise InfraError("the pool was not started" if sessions is None else f"all {sessions.limit} sessions are taken")
+        if sessions is None or sessions.refusal:
+            raise InfraError("the pool was not started" if sessions is None else sessions.refusal)
         return AsyncSession(self.specs[env_id], LocalWire(sessions, Seat(sessions)))
 
     async def close(self) -> None:

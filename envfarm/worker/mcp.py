@@ -67,10 +67,11 @@ class Mcp:
         if method == "initialize":
             if seat is None:
                 self.opened = self._open()
+            served = self._sessions.catalogue.default.id
             return {
                 "protocolVersion": params.get("protocolVersion", PROTOCOL_VERSION),
                 "capabilities": {"tools": {}},
-                "serverInfo": {"name": self._sessions.default.id, "version": self._sessions.default.id.rpartition("-v")[2]},
+                "serverInfo": {"name": served, "version": served.rpartition("-v")[2]},
             }
         if method == "ping":
             return {}
@@ -88,9 +89,9 @@ class Mcp:
         raise RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
 
     def _open(self) -> str:
-        if self._sessions.full:
+        if refusal := self._sessions.refusal:
             counts = {"active_sessions": len(self._sessions.seats), "max_sessions": self._sessions.limit}
-            raise RpcError(SERVER_ERROR, f"the worker has {self._sessions.limit} sessions, its limit", counts)
+            raise RpcError(SERVER_ERROR, refusal, counts)
         return self._sessions.park(Seat(self._sessions, kept=True))
 
     def _close(self, session_id: Any, seat: Seat | None) -> dict[str, Any]:
@@ -113,8 +114,8 @@ class Mcp:
             if parked is None:
                 raise RpcError(INVALID_PARAMS, f"Unknown session_id: {session_id}")
             return await work(parked)
-        if self._sessions.full:
-            raise RpcError(SERVER_ERROR, f"the worker has {self._sessions.limit} sessions, its limit")
+        if refusal := self._sessions.refusal:
+            raise RpcError(SERVER_ERROR, refusal)
         once = Seat(self._sessions)
         try:
             return await work(once)

@@ -154,12 +154,13 @@ def as_request(message: Incoming, sessions: Sessions) -> Request | Failed:
 
 def as_reset(data: ResetData, sessions: Sessions) -> Reset:
     """The instance that a plain client asked for. Raises: UserError (unknown environment or split), IndexError."""
-    spec = sessions.spec(data.env) if data.env is not None else sessions.default
+    catalogue = sessions.catalogue
+    spec = catalogue.spec(data.env) if data.env is not None else catalogue.default
     if data.instance is not None:
         return Reset(spec.id, data.instance)
     split, setting = data.split, data.setting
-    split = sessions.served.split_of(spec) if split is None else split
-    setting = sessions.served.setting if setting is None else setting
+    split = catalogue.served.split_of(spec) if split is None else split
+    setting = catalogue.served.setting if setting is None else setting
     size = spec.size(split)
     if data.index is not None and data.index >= size:
         raise IndexError(f"split {split!r} of {spec.id} has {size} instances; there is no number {data.index}")

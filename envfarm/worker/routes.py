@@ -55,11 +55,11 @@ async def _route(sessions: Sessions, request: HttpRequest) -> Answer:
     if path in ("/reset", "/step") and request.method == "POST":
         return await (_reset if path == "/reset" else _step)(sessions, request)
     if get:
-        made = schemas.document(path, sessions)
+        made = schemas.document(path, sessions.catalogue)
         if made is not None:
             return 200, made, {}
         if path == "/list_environments":
-            return 200, list(sessions.specs), {}
+            return 200, list(sessions.catalogue.specs), {}
     if found := _TASKS.fullmatch(path):
         return _tasks(sessions, found[1], found[2], request)
     if path in schemas.PATHS:
@@ -102,8 +102,8 @@ async def _once(sessions: Sessions, reset: openenv.ResetData, step: openenv.Step
         request = openenv.as_reset(reset, sessions)
     except IndexError as error:
         return 400, {"detail": str(error)}, {}
-    if sessions.full:
-        return 503, {"detail": f"the worker has {sessions.limit} sessions, its limit"}, {}
+    if sessions.refusal:
+        return 503, {"detail": sessions.refusal}, {}
     seat = Seat(sessions)
     try:
         reply = await seat.ask(request)
@@ -119,9 +119,9 @@ async def _once(sessions: Sessions, reset: openenv.ResetData, step: openenv.Step
 
 def _tasks(sessions: Sessions, env_id: str, what: str, request: HttpRequest) -> Answer:
     """The task API: a task is `{id, split, index}`, and `reset {split, index}` plays it."""
-    if env_id not in sessions.specs:
+    if env_id not in sessions.catalogue.specs:
         return 404, {"detail": f"unknown environment {env_id!r}"}, {}
-    spec = sessions.specs[env_id]
+    spec = sessions.catalogue.specs[env_id]
     if what == "splits" and request.method == "GET":
         kinds = {"train": "train", "validation": "validation"}
         return 200, [{"name": name, "type": kinds.get(name, "test")} for name in spec.splits], {}

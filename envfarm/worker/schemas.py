@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from envfarm.worker.seats import Sessions
+from envfarm.worker.catalogue import Catalogue
 
 API_VERSION = "1.0.0"
 """Of OpenEnv's HTTP interface."""
@@ -66,25 +66,27 @@ STEP: dict[str, Any] = {
 PATHS = ("/health", "/metadata", "/schema", "/state", "/openapi.json", "/reset", "/step", "/mcp", "/list_environments")
 
 
-def document(path: str, sessions: Sessions) -> Any:
+def document(path: str, catalogue: Catalogue) -> Any:
     """The answer to GET `path`, or None where it is none of these. Raises: UnknownIdError where it is about an environment, and
     the worker serves only what clients bring."""
     if path == "/health":
         return {"status": "healthy"}
     if path == "/metadata":
-        spec = sessions.default
-        described = f"{spec.title or spec.id} ({', '.join(sessions.specs)})" if len(sessions.specs) > 1 else spec.title or spec.id
+        spec = catalogue.default
+        described = (
+            f"{spec.title or spec.id} ({', '.join(catalogue.specs)})" if len(catalogue.specs) > 1 else spec.title or spec.id
+        )
         return {"name": spec.id, "description": described, "version": spec.id.rpartition("-v")[2]}
     if path == "/schema":
         return {"action": ACTION, "observation": OBSERVATION, "reset_observation": OBSERVATION, "state": STATE}
     if path == "/state":  # of no session: an HTTP request has none
-        return {"episode_id": None, "step_count": 0, "env": sessions.default.id, "instance": None, "role": None, "done": False}
+        return {"episode_id": None, "step_count": 0, "env": catalogue.default.id, "instance": None, "role": None, "done": False}
     if path == "/openapi.json":
-        return openapi(sessions)
+        return openapi(catalogue)
     return None
 
 
-def openapi(sessions: Sessions) -> dict[str, Any]:
+def openapi(catalogue: Catalogue) -> dict[str, Any]:
     """OpenAPI 3.1, by hand: few paths, and no framework to ask."""
 
     def said(schema: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def openapi(sessions: Sessions) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": sessions.default.id,
+            "title": catalogue.default.id,
             "version": API_VERSION,
             "description": "Environments over OpenEnv; episodes at /ws",
         },

@@ -6,21 +6,18 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envfarm.errors import EnvfarmError, EnvironmentFault, InfraError, UnknownIdError, WorkerDied, did_you_mean
+from envfarm.errors import EnvfarmError, EnvironmentFault, InfraError, WorkerDied
 from envfarm.scenes import scene_class
 from envfarm.worker import protocol
 from envfarm.worker.boxes import Boxes
-from envfarm.worker.brought import Brought
+from envfarm.worker.catalogue import Catalogue
 from envfarm.worker.protocol import Fork, Release, Reply, Request, Reset, Said, Step, Words
 from envfarm.worker.sessions import Done, Host, InlineHost, ThreadHost
 
 if TYPE_CHECKING:
-    from envfarm.bundle import Bundle
     from envfarm.session import Turn
     from envfarm.spec import EnvSpec, Instance
     from envfarm.tools import ToolSpec
@@ -31,34 +28,11 @@ IDLE_S = 900.0
 """A fork that nobody attaches to, and a session over HTTP that nobody calls, is closed after this time."""
 
 
-@dataclass(frozen=True)
-class Served:
-    """Which instances a client plays that does not say which."""
-
-    split: str | None = None
-    """None: an environment's first."""
-    setting: dict[str, Any] = field(default_factory=dict)
-
-    def split_of(self, spec: EnvSpec) -> str:
-        return self.split or next(iter(spec.splits))
-
-    def check(self, specs: list[EnvSpec]) -> None:
-        """Raises: UserError where an environment has no such split or setting."""
-        for spec in specs:
-            spec.instance(self.split_of(spec), 0, self.setting)
-
-
 class Sessions:
     """All sessions of one worker: makes hosts by what their spec asks for, and counts seats."""
 
-    def __init__(
-        self, specs: list[EnvSpec], boxes: Boxes, *, zygote: Zygote | None = None, limit: int = 1024,
-        served: Served | None = None, bundles: Path | None = None,
-    ):  # fmt: skip
-        self.specs = {spec.id: spec for spec in specs}
-        self.brought = Brought(bundles, boxes)
-        self.served = served or Served()
-        self.limit, self.boxes = limit, boxes
+    def __init__(self, catalogue: Catalogue, boxes: Boxes, *, zygote: Zygote | None = None, limit: int = 1024):
+        self.catalogue, self.boxes, self.limit = catalogue, boxes, limit
         self.seats: set[Seat] = set()
         self.parked: dict[str, Seat] = {}
         """Seats by id that wait for a connection: forks, and sessions made over HTTP."""
@@ -66,42 +40,19 @@ class Sessions:
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
 
-    @property
-    def default(self) -> EnvSpec:
-        """What a client plays that names no environment. Raises: UnknownIdError."""
-        for spec in self.specs.values():
-            return spec
-        raise UnknownIdError("this worker serves only what clients bring")
-
-    def spec(self, env_id: str, spec_hash: str | None = None) -> EnvSpec:
-        """The one that was brought with that hash, else that of the id. Raises: UnknownIdError."""
-        if spec_hash is not None and (brought := self.brought.get(spec_hash)) is not None:
-            return brought
-        if env_id not in self.specs:
-            raise UnknownIdError(
-                f"this worker does not serve {env_id!r}{did_you_mean(env_id, self.specs)}; it serves {', '.join(self.specs)}"
-            )
-        return self.specs[env_id]
-
-    async def bring(self, spec_hash: str, bundle: Bundle | None) -> str:
-        """Serve it from now on; returns its id, or nothing where it is not there and did not come. Raises: as `Brought.take`."""
-        known = next((spec for spec in self.specs.values() if spec.hash == spec_hash), self.brought.get(spec_hash))
-        if known is None and bundle is not None:
-            known = await self.brought.take(bundle, spec_hash)
-        return known.id if known is not None else ""
-
     def host(self, spec: EnvSpec) -> Host:
         """Raises: InfraError where the zygote is gone."""
         room = self.boxes.room(spec)
         if spec.isolation == "process":
-            zygote = self.brought.zygote(spec) or self._zygote
+            zygote = self.catalogue.brought.zygote(spec) or self._zygote
             assert zygote is not None
             return zygote.host(spec, room)
         return ThreadHost(spec, room) if room is not None or scene_class(spec).blocking else InlineHost(spec)
 
     @property
-    def full(self) -> bool:
-        return len(self.seats) >= self.limit
+    def refusal(self) -> str:
+        """What one more is told; empty where there is room for it."""
+        return f"the worker has {self.limit} sessions, its limit" if len(self.seats) >= self.limit else ""
 
     def next_number(self) -> int:
         """0, 1, 2, ...: names episodes, and picks instances for clients that do not care which."""
@@ -150,7 +101,7 @@ class Sessions:
             seat.close()
         if self._zygote is not None:
             self._zygote.close()
-        self.brought.close()
+        self.catalogue.brought.close()
         await self.boxes.close()
 
 
@@ -217,7 +168,7 @@ class Seat:
     def _reset(self, request: Reset, done: Done) -> None:
         self.release()
         try:
-            self.host = self._sessions.host(self._sessions.spec(request.env_id, request.instance.spec_hash))
+            self.host = self._sessions.host(self._sessions.catalogue.spec(request.env_id, request.instance.spec_hash))
         except EnvfarmError as error:
             done(protocol.failed(error))
             return
@@ -227,8 +178,8 @@ class Seat:
 
     async def _fork(self, host: Host, done: Done) -> None:
         try:
-            if self._sessions.full:
-                raise InfraError(f"the worker has {self._sessions.limit} sessions, its limit")
+            if refusal := self._sessions.refusal:
+                raise InfraError(refusal)
             forked = await host.fork()
             if self._closed:
                 forked.close()

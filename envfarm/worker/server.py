@@ -143,9 +143,8 @@ class Connection(asyncio.Protocol):
             if parked is None:
                 self._refuse(Failed("InfraError", f"Unknown or attached session_id: {session_id}", "SESSION_ERROR"))
             self._seat = parked
-        elif self._sessions.full:
-            limit = self._sessions.limit
-            self._refuse(Failed("InfraError", f"the worker has {limit} sessions, its limit", "CAPACITY_REACHED"))
+        elif refusal := self._sessions.refusal:
+            self._refuse(Failed("InfraError", refusal, "CAPACITY_REACHED"))
         else:
             self._seat = Seat(self._sessions)
 

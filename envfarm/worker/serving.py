@@ -19,8 +19,10 @@ from envfarm.errors import UserError
 from envfarm.spec import EnvSpec
 from envfarm.worker import lifetime
 from envfarm.worker.boxes import Boxes
+from envfarm.worker.brought import Brought
+from envfarm.worker.catalogue import Catalogue, Served
 from envfarm.worker.process import Zygote
-from envfarm.worker.seats import Served, Sessions
+from envfarm.worker.seats import Sessions
 from envfarm.worker.server import Connection
 from envfarm.worker.sessions import preload
 
@@ -84,9 +86,8 @@ class Worker:
             await self._boxes.try_out(self.specs)
         if self._zygote is not None:
             await self._zygote.ready()
-        self.sessions = Sessions(
-            self.specs, self._boxes, zygote=self._zygote, limit=self._limit, served=self._served, bundles=self._bundles
-        )
+        catalogue = Catalogue(self.specs, Brought(self._bundles, self._boxes), self._served)
+        self.sessions = Sessions(catalogue, self._boxes, zygote=self._zygote, limit=self._limit)
         return self.sessions
 
     async def start(self, listen: Listen) -> str:

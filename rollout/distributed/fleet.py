@@ -28,7 +28,8 @@ from rollout.distributed.slot import Order, Slot
 from rollout.engines.base import Capabilities, Generation
 from rollout.episode import Terms
 from rollout.policies import Policy
-from rollout.run import EngineEntry, RayEntry
+from rollout.run import RayEntry
+from rollout.run_policies import EngineEntry
 from rollout.types import Episode, PolicyVersion, SamplingParams, StopReason
 
 GRACE_S = 180.0

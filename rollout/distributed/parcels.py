@@ -16,7 +16,7 @@ from rollout.build import ModelFolder
 from rollout.engines.base import Capabilities
 from rollout.episode import Terms
 from rollout.policies import ChatPolicy, EnginePolicy, Policy, ScriptedPolicy
-from rollout.run import EngineEntry
+from rollout.run_policies import EngineEntry
 from rollout.types import Episode, PolicyVersion
 
 ModelFiles = Mapping[str, np.ndarray]

@@ -17,7 +17,7 @@ from openenv.core import GenericEnvClient
 
 from envfarm.cli import main
 from envfarm.spec import load_spec
-from envfarm.worker.seats import Served
+from envfarm.worker.catalogue import Served
 from envfarm.worker.serving import Listen, Worker
 from tests.envfarm.worker.helpers import LAMP
 

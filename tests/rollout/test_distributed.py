@@ -26,7 +26,8 @@ from rollout.engines.base import Capabilities
 from rollout.inprocess import LocalPool
 from rollout.plan import RunPlan
 from rollout.policies import EnginePolicy, Policy, ScriptedPolicy
-from rollout.run import EngineEntry, RayEntry
+from rollout.run import RayEntry
+from rollout.run_policies import EngineEntry
 from rollout.scheduler import Rollouts
 from rollout.store import Store
 from rollout.types import Episode, Group, PolicyVersion, StopReason

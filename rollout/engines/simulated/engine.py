@@ -13,14 +13,14 @@ thing behind vLLM's routes.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from envfarm.errors import InfraError
 from rollout.engines.base import Capabilities, Generation
-from rollout.engines.checks import served
+from rollout.engines.checks import check_new, served
+from rollout.engines.simulated.batch import Batch
 from rollout.engines.simulated.models import Faults, Latency, LengthModel, Lengths
 from rollout.engines.simulated.request import Request, request_of, spans_of
 from rollout.types import PolicyVersion, SamplingParams
@@ -37,14 +37,10 @@ class SimulatedEngine:
     ):  # fmt: skip
         self.capabilities = Capabilities(token_ids=True, logprobs=True, seeds=True, versions=True, context=context or 0)
         self.lengths, self.latency, self.faults = lengths or Lengths(), latency or Latency(), faults or Faults()
-        self.max_in_flight = max_in_flight
         self.steps, self.tokens, self.aborted, self.deaths, self.updates = 0, 0, 0, 0, 0  # so far
         said = dict(versions or {})
         self._history = {n: [(0, said.get(n) or PolicyVersion(n, checksum="simulated"))] for n in models}
-        self._waiting: dict[Request, None] = {}
-        self._running: dict[Request, None] = {}
-        self._ends: list[tuple[int, int, Request]] = []  # a heap: (steps done when it ends, tie, request)
-        self._count = 0
+        self.max_in_flight, self._batch = max_in_flight, Batch(max_in_flight)
         self._aborting: list[Request] = []
         self._pauses, self._drains, self._closed = 0, 0, False
         self._alive = asyncio.Event()
@@ -68,12 +64,12 @@ class SimulatedEngine:
             raise ValueError(f"a prompt of {len(prompt_ids)} tokens does not fit a context of {context or 'any length'}")
         await self._up()
         request = request_of(prompt_ids, params, self.lengths(prompt_ids, params), policy, name)
-        self._waiting[request] = None
+        self._batch.add(request)
         self._changed.set()
         try:
             return await request.future
         finally:
-            if request in self._waiting or request in self._running:  # called off
+            if request in self._batch:  # called off
                 self._drop(request)
                 self.aborted += 1
 
@@ -104,8 +100,7 @@ class SimulatedEngine:
             self.resume()
 
     async def add_policy(self, version: PolicyVersion, model: Any) -> None:
-        if version.policy in self._history:
-            raise ValueError(f"the engine has a policy {version.policy!r} already; use update_weights")
+        check_new(version.policy, self._history)
         self._history[version.policy] = [(0, version)]
 
     def version(self, policy: str) -> PolicyVersion:
@@ -117,7 +112,7 @@ class SimulatedEngine:
 
     @property
     def in_flight(self) -> int:
-        return len(self._running) + len(self._waiting)
+        return len(self._batch)
 
     async def pause(self) -> None:
         """Compute nothing from the end of this step on, until as many `resume`s. What is in flight stays."""
@@ -134,7 +129,7 @@ class SimulatedEngine:
         self._drains += 1
         self._changed.set()
         try:
-            while self._running and not self._pauses:
+            while self._batch.running and not self._pauses:
                 await self._still.wait()
         finally:
             self._drains -= 1
@@ -146,7 +141,7 @@ class SimulatedEngine:
 
     def abort(self, names: Sequence[str] | None = None) -> int:
         """End the requests of these names (all by default) with what they have after this step; how many that are."""
-        found = [r for r in (*self._waiting, *self._running) if names is None or r.name in names]
+        found = [r for r in self._batch if names is None or r.name in names]
         self._aborting += found
         self._changed.set()
         if self._still.is_set():
@@ -179,7 +174,7 @@ class SimulatedEngine:
             raise InfraError("simulated: the engine is not running")
 
     def _fail(self, error: InfraError) -> None:
-        for request in (*self._waiting, *self._running):
+        for request in self._batch:
             self._drop(request)
             if not request.future.done():
                 request.future.set_exception(error)
@@ -189,8 +184,8 @@ class SimulatedEngine:
     async def _run(self) -> None:
         while True:
             self._changed.clear()
-            prompts = 0 if self._pauses or self._drains else self._admit()
-            if self._pauses or not self._running:
+            prompts = 0 if self._pauses or self._drains else self._batch.admit(self.steps)
+            if self._pauses or not self._batch.running:
                 self._still.set()
                 await self._changed.wait()
                 continue
@@ -199,26 +194,13 @@ class SimulatedEngine:
                 await asyncio.sleep(self.latency.prefill_s * prompts)
             await self._compute()
 
-    def _admit(self) -> int:
-        """Take in what waits, as far as there is room; the prompt tokens of that."""
-        prompts = 0
-        while self._waiting and len(self._running) < self.max_in_flight:
-            request = next(iter(self._waiting))
-            del self._waiting[request]
-            self._running[request], request.first = None, self.steps
-            self._count += 1
-            heapq.heappush(self._ends, (self.steps + len(request.ids), self._count, request))
-            prompts += request.prompt
-        return prompts
-
     async def _compute(self) -> None:
         """Steps until the next reply is complete, or until the end of the step in which something else comes up."""
-        while self._ends and self._ends[0][2] not in self._running:
-            heapq.heappop(self._ends)
-        if not self._ends:
+        end = self._batch.next_end()
+        if end is None:
             return  # the last one was called off meanwhile
-        loop, step_s, busy = asyncio.get_running_loop(), self.latency.step_s(len(self._running)), len(self._running)
-        most, began = self._ends[0][0] - self.steps, loop.time()
+        loop, busy = asyncio.get_running_loop(), self._batch.running
+        step_s, most, began = self.latency.step_s(busy), end - self.steps, loop.time()
         timer = loop.call_at(began + most * step_s, self._changed.set)
         await self._changed.wait()
         timer.cancel()
@@ -226,22 +208,19 @@ class SimulatedEngine:
         if (rest := began + done * step_s - loop.time()) > 0:
             await asyncio.sleep(rest)
         self.steps, self.tokens = self.steps + done, self.tokens + done * busy
-        while self._ends and self._ends[0][0] <= self.steps:
-            request = heapq.heappop(self._ends)[2]
-            if request in self._running:
-                self._settle(request, request.finish)
+        for request in self._batch.ended(self.steps):
+            self._settle(request, request.finish)
         self._end_aborted()
 
     def _end_aborted(self) -> None:
         for request in self._aborting:
-            if request in self._waiting or request in self._running:
+            if request in self._batch:
                 self._settle(request, "abort")
                 self.aborted += 1
         self._aborting.clear()
 
     def _drop(self, request: Request) -> None:
-        self._waiting.pop(request, None)
-        self._running.pop(request, None)
+        self._batch.drop(request)
         self._changed.set()
 
     def _settle(self, request: Request, finish: Literal["stop", "length", "abort"]) -> None:

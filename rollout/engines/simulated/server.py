@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from itertools import pairwise
 from typing import Any, Self
 
@@ -224,11 +225,7 @@ def _error(status: int, message: str) -> web.Response:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    plain = Latency()
-    latency = Latency(
-        plain.base_s / options.speed, plain.request_s / options.speed, plain.prefill_s / options.speed,
-        plain.update_s / options.speed,
-    )  # fmt: skip
+    latency = Latency(*(plain_s / options.speed for plain_s in astuple(Latency())))
     lengths = Lengths(options.median, options.sigma)
     engine = served_engine(lengths=lengths, latency=latency, max_in_flight=options.slots, context=options.context)
     async with SimulatedServer(engine, port=options.port) as server:

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from envfarm.backends import bubblewrap, processes
-from envfarm.backends.bubblewrap import BubblewrapBackend, find_bwrap
+from envfarm.backends import bubblewrap, bubblewrap_program, processes
+from envfarm.backends.bubblewrap import BubblewrapBackend
+from envfarm.backends.bubblewrap_program import find_bwrap
 from envfarm.backends.rootfs import IMAGES_VARIABLE
 from envfarm.backends.sync import SyncBox
 from envfarm.box import BoxSpec
@@ -228,7 +229,7 @@ def test_where_no_box_can_be_made_it_says_what_to_do(tmp_path: Path, monkeypatch
     refusing.chmod(0o755)
     (tmp_path / "kernel").mkdir()
     (tmp_path / "kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
-    monkeypatch.setattr(bubblewrap, "_PROC_SYS", tmp_path)
+    monkeypatch.setattr(bubblewrap_program, "_PROC_SYS", tmp_path)
 
     async def use(backend: BubblewrapBackend) -> None:
         for call in (backend.probe(), backend.start(SMALL)):

@@ -26,8 +26,7 @@ from envfarm.farm.pool import FarmPool
 from envfarm.farm.status import Scale, Status
 from envfarm.spec import EnvSpec, load_spec
 from tests.envfarm.farm.helpers import family, up, write_farm
-from tests.envfarm.worker.helpers import LAMP, toy, wait_gone
-from tests.envfarm.worker.test_sessions import play, play_here
+from tests.envfarm.worker.helpers import LAMP, play, play_here, toy, wait_gone
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def _token(account: str) -> str:
     ("account", "command", "said"),
     [
         ("nothing", ROLLOUT, "may not create pods, delete pods, list pods, watch pods, get pods/attach, get pods/exec"),
-        ("no-exec", ROLLOUT, f"may not get pods/exec in namespace '{NAME}'. Ask for a Role"),
+        ("no-exec", ROLLOUT, "may not get pods/exec in namespace"),
         ("no-list", ROLLOUT, "may not list pods, watch pods in namespace"),
         ("no-list", ("check", "--hostile", "--backend", "kubernetes"), "may not list pods, watch pods in namespace"),
         ("no-exec", ("serve", "coding/shell-v0", "--backend", "kubernetes", "--port", "0"), "may not get pods/exec in namespace"),

@@ -97,7 +97,7 @@ class Liar(BubblewrapBackend):
 @pytest.mark.box
 @pytest.mark.parametrize("name", ["sockets out", "abstract sockets"])
 def test_a_shared_network_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bubblewrap, "_NAMESPACES", tuple(a for a in bubblewrap._NAMESPACES if a != "--unshare-net"))
+    monkeypatch.setattr(bubblewrap, "NAMESPACES", tuple(a for a in bubblewrap.NAMESPACES if a != "--unshare-net"))
     assert played(Liar, name).outcome is Outcome.SUCCEEDED
 
 

@@ -1,4 +1,4 @@
-"""What the worker tests share: toy specs, a worker in this process's loop, a backend whose boxes are dictionaries."""
+"""What the worker tests share: toy specs, how they are played, a worker in this process's loop, boxes that are dictionaries."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import select
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from envfarm.box import Box, BoxSpec, Entry, ExecResult, Snapshot
 from envfarm.errors import BoxDied
+from envfarm.perturbation import perturbed
+from envfarm.registry import make_scene
+from envfarm.session import LocalSession, Turn
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.worker.client import Address, AsyncSession, connect
 from envfarm.worker.serving import Listen, Worker
@@ -130,3 +134,30 @@ def wait_gone(pid: int) -> bool:
         return bool(select.select([fd], [], [], GONE_WITHIN_S)[0])
     finally:
         os.close(fd)
+
+
+async def play(on: AsyncSession, instance: Any) -> list[Turn]:
+    """An episode in which every third action is the oracle's."""
+    turns = [await on.reset(instance)]
+    for seed in range(20):
+        if turns[-1].over:
+            break
+        turns.append(await on.step(await (on.oracle() if seed % 3 == 2 else on.random(seed))))
+    return turns
+
+
+def play_here(spec: EnvSpec, instance: Any) -> list[Turn]:
+    """As `play`, without a worker."""
+    here = perturbed(LocalSession(spec, make_scene(spec)))
+    turns = [here.reset(instance)]
+    for seed in range(20):
+        if turns[-1].over:
+            break
+        turns.append(here.step(here.oracle() if seed % 3 == 2 else here.random(seed)))
+    return turns
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(15):
+        while not true():
+            await asyncio.sleep(0.005)

@@ -19,8 +19,7 @@ from envfarm.spec import load_spec
 from envfarm.worker import lifetime
 from envfarm.worker.local import LocalPool
 from envfarm.worker.pool import WorkerPool
-from tests.envfarm.worker.helpers import LAMP, TOYS, toy, wait_gone
-from tests.envfarm.worker.test_sessions import play, play_here, until
+from tests.envfarm.worker.helpers import LAMP, TOYS, play, play_here, toy, until, wait_gone
 
 
 @pytest.mark.parametrize("kind", [WorkerPool, LocalPool])

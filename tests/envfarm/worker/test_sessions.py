@@ -13,40 +13,18 @@ import msgspec
 import pytest
 
 from envfarm.errors import BoxDied, CapabilityError, EnvironmentFault, InfraError, UnknownIdError, VerifierFault, WorkerDied
-from envfarm.perturbation import perturbed
-from envfarm.registry import make_scene
-from envfarm.session import LocalSession, Turn
 from envfarm.spec import EnvSpec, load_spec
 from envfarm.worker.client import AsyncSession
 from envfarm.worker.pipe import Hello, decode_upward
 from envfarm.worker.process import SPARES, ProcessHost
 from envfarm.worker.serving import Worker
-from tests.envfarm.worker.helpers import LAMP, PaperBackend, running, session, toy, wait_gone
+from tests.envfarm.worker.helpers import LAMP, PaperBackend, play, play_here, running, session, toy, until, wait_gone
 
 KINDS = ["shared", "process"]
 
 
 def as_process(spec: EnvSpec) -> EnvSpec:
     return msgspec.structs.replace(spec, isolation="process")
-
-
-async def play(on: AsyncSession, instance: Any) -> list[Turn]:
-    turns = [await on.reset(instance)]
-    for seed in range(20):
-        if turns[-1].over:
-            break
-        turns.append(await on.step(await (on.oracle() if seed % 3 == 2 else on.random(seed))))
-    return turns
-
-
-def play_here(spec: EnvSpec, instance: Any) -> list[Turn]:
-    here = perturbed(LocalSession(spec, make_scene(spec)))
-    turns = [here.reset(instance)]
-    for seed in range(20):
-        if turns[-1].over:
-            break
-        turns.append(here.step(here.oracle() if seed % 3 == 2 else here.random(seed)))
-    return turns
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,9 +286,3 @@ def hosts(worker: Worker) -> list[ProcessHost]:
 def seats(worker: Worker) -> list[Any]:
     assert worker.sessions is not None
     return list(worker.sessions.seats)
-
-
-async def until(true: Any) -> None:
-    async with asyncio.timeout(15):
-        while not true():
-            await asyncio.sleep(0.005)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envfarm.errors import InfraError, UnknownIdError
@@ -16,7 +16,7 @@ from rollout.build import embedded_engine
 from rollout.engines.base import NEEDS_FOR_TRAINING, Generation, require
 from rollout.engines.simulated.engine import SimulatedEngine
 from rollout.engines.simulated.models import Faults, Latency, Lengths
-from rollout.run import EngineEntry
+from rollout.run_policies import EngineEntry
 from rollout.types import PolicyVersion, SamplingParams
 
 T = TypeVar("T")
@@ -201,6 +201,7 @@ def test_an_unknown_policy_and_a_prompt_without_room_are_refused() -> None:
     simulate(work, context=4)
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=25), at_once=st.integers(1, 8),
     updates=st.lists(st.floats(0.1, 60.0), max_size=4), deaths=st.lists(st.floats(0.1, 60.0), max_size=2),

@@ -20,8 +20,9 @@ from rollout.engines.vllm.engine import VLLMEngine
 from rollout.engines.vllm.processes import Family
 from rollout.engines.vllm.server import command_line
 from rollout.engines.vllm.settings import Settings, environment, shapes
-from rollout.run import EngineEntry, RolloutFile, read_run
+from rollout.run import RolloutFile, read_run
 from rollout.run_check import resolve
+from rollout.run_policies import EngineEntry
 from tests.rollout.engines.vllm_scene import MODELS, folders
 
 RUN = """\
