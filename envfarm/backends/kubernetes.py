@@ -22,13 +22,11 @@ from envfarm.backends.kubernetes_link import Link, Refused
 from envfarm.backends.kubernetes_manifest import enforcement, pod
 from envfarm.backends.kubernetes_pod import AttachedPod, PodStreams
 from envfarm.backends.kubernetes_watch import PodWatch
-from envfarm.backends.remote_backend import RemoteBackend
+from envfarm.backends.remote_backend import PATIENCE_S, RemoteBackend, patience_of
 from envfarm.box import BoxSpec
 from envfarm.errors import BoxUnavailableError, InfraError, NoRoomError
 
-PATIENCE_S, OUTAGE_S = 30.0, 180.0
-_OF_LIFETIME = 0.25
-"""Or so much of what a box is to live, where that is less: who waits is told why before the episode's own time is over."""
+OUTAGE_S = 180.0
 _AGAIN_S = 1.0
 _PASSING = re.compile("exceeded quota|not yet ready to handle request")
 """What the API server forbids for now: it says the second where it has just come up."""
@@ -111,8 +109,7 @@ class KubernetesBackend(RemoteBackend):
 
     def _streams(self, spec: BoxSpec, name: str) -> PodStreams:
         labels = owners.labels(name, self._deadline_s(spec), self._owner)
-        patience_s = min(self._patience_s, spec.lifetime_s * _OF_LIFETIME)
-        return PodStreams(self, pod(spec, labels, self._deadline_s(spec)), patience_s)
+        return PodStreams(self, pod(spec, labels, self._deadline_s(spec)), patience_of(spec, self._patience_s))
 
     def attached(self, spec: BoxSpec, name: str) -> AttachedPod:
         return AttachedPod(self, name)

@@ -17,6 +17,14 @@ from envfarm.backends.remote_streams import Death, Pipe, Streams
 from envfarm.box import BoxSpec, Snapshot
 from envfarm.errors import InfraError
 
+PATIENCE_S = 30.0
+_OF_LIFETIME = 0.25
+
+
+def patience_of(spec: BoxSpec, at_most_s: float = PATIENCE_S) -> float:
+    """Seconds that a box may wait for room: whoever asked is told why before an episode's own time is over, and may ask again."""
+    return min(at_most_s, spec.lifetime_s * _OF_LIFETIME)
+
 
 class Made(Streams, Protocol):
     """A container or pod that is still to be made."""

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 
 from envfarm.backends.local import backend_class
-from envfarm.backends.remote_backend import Attached, Bare, Made, RemoteBackend
+from envfarm.backends.remote_backend import Attached, Bare, Made, RemoteBackend, patience_of
 from envfarm.backends.remote_box import RemoteBox
 from envfarm.backends.remote_streams import Death, Pipe
 from envfarm.box import BoxSpec, Snapshot
@@ -27,7 +27,7 @@ from envfarm.farm.leases import BEAT_S, EXPIRY_S
 from envfarm.farm.status import LeaseRequest
 
 PATIENCE_S = 600.0
-"""How long a session waits for a box while others have them all."""
+"""How long a session that has a box waits for a further one while others have them all. One without may ask again."""
 _AGAIN_S = 0.5
 
 
@@ -133,9 +133,10 @@ class LeasedBackend(RemoteBackend):
     async def lease(self, spec: BoxSpec, owner: str) -> str:
         """The name of a box that is `owner`'s now, a session. Raises: BoxUnavailableError, InfraError."""
         further = owner in self._held.values()
+        patience_s = PATIENCE_S if further else patience_of(spec)
         while True:
             try:
-                box = await self._keeper.lease(LeaseRequest(spec, self._holder, PATIENCE_S, further))
+                box = await self._keeper.lease(LeaseRequest(spec, self._holder, patience_s, further))
             except KeeperLost:
                 await self._until_kept()
             else:

@@ -94,7 +94,7 @@ class LeaseClient(Asking):
         return await self._ask("GET", "/backend", str)
 
     async def lease(self, asked: LeaseRequest) -> str:
-        """The name of a box. Raises, beside: BoxUnavailableError; InfraError where none was free in time."""
+        """The name of a box. Raises, beside: BoxUnavailableError; NoRoomError where none was free in time."""
         return await self._ask("POST", "/leases", str, asked, timeout_s=asked.patience_s + _ANSWER_S)
 
     async def beat(self, boxes: list[str], holder: str) -> list[str]:

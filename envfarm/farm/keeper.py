@@ -15,7 +15,7 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
-from envfarm.errors import BoxUnavailableError, InfraError, UserError
+from envfarm.errors import BoxUnavailableError, NoRoomError, UserError
 from envfarm.farm.boxes import Boxes
 from envfarm.farm.file import FarmFile
 from envfarm.farm.site import Site
@@ -121,11 +121,11 @@ class Keeper:
         return self.boxes.stocks[pool]
 
     async def lease(self, pool: int, asked: LeaseRequest) -> str:
-        """Raises: BoxUnavailableError; InfraError where none was free in time."""
+        """Raises: BoxUnavailableError; NoRoomError where none was free in time."""
         stock = self.stock(pool)
         try:
             async with asyncio.timeout(asked.patience_s):
                 return (await stock.lease(asked.spec, asked.holder, further=asked.further)).name
         except TimeoutError:
             why = stock.counts().said or f"all {stock.sizes.max} boxes are in use"
-            raise InfraError(f"pool {pool} had no box to lease for {asked.patience_s:.0f} s: {why}") from None
+            raise NoRoomError(f"pool {pool} had no box to lease for {asked.patience_s:.0f} s: {why}") from None

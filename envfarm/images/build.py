@@ -5,8 +5,8 @@
     TREES/DIGEST/                  the tree
 
 CACHE is `$XDG_CACHE_HOME/envfarm/images`. TREES is `$XDG_CACHE_HOME/box-roots`: a box's mounts show where its root lies on the
-host, which must tell neither of us nor of the environment. Nothing of ours is in an image. Equal inputs give equal bytes as long as the mirror
-has the same packages. As root, or as a user with subordinate ids (mmdebstrap makes a user namespace then).
+host, which must tell neither of us nor of the environment. Nothing of ours is in an image. Equal inputs give equal bytes as long
+as the mirror has the same packages. As root, or as a user with subordinate ids (mmdebstrap makes a user namespace then).
 """
 
 from __future__ import annotations

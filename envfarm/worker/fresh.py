@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from envfarm.errors import InfraError, first_failure
+from envfarm.errors import InfraError, NoRoomError, first_failure
 
 ATTEMPTS = 3
 """At one episode, where the machine and not the episode is to blame for its end."""
+ROOM_S = 600.0
+"""How long one episode may wait for a box."""
 
 
 class Closes(Protocol):
@@ -43,7 +46,7 @@ async def play_all(jobs: Iterable[Job[Session, Played]], pool: Pool[Session], *,
     """What `play` gave, in the order of `jobs`.
 
     Raises: InfraError where a session cannot be had or its worker or box dies, `ATTEMPTS` times in a row: that says nothing
-    about the episode. Whatever else `play` raises.
+    about the episode. NoRoomError where there is no room for a box for `ROOM_S`. Whatever else `play` raises.
     """
     permits = asyncio.Semaphore(at_once)
 
@@ -60,11 +63,14 @@ async def play_all(jobs: Iterable[Job[Session, Played]], pool: Pool[Session], *,
 
 
 async def _play(job: Job[Session, Played], pool: Pool[Session]) -> Played:
-    attempt = 1
+    attempt, until = 1, time.monotonic() + ROOM_S
     while True:
         session = await pool.session(job.env_id)
         try:
             return await job.play(session)
+        except NoRoomError:
+            if time.monotonic() > until:
+                raise
         except InfraError as error:
             if attempt == ATTEMPTS:
                 raise InfraError(f"episode {job.episode} could not be played: {error}") from error

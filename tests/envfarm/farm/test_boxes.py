@@ -19,7 +19,7 @@ import pytest
 from envfarm.backends.docker import connect
 from envfarm.backends.kubernetes import KubernetesBackend
 from envfarm.backends.owners import BOX, OWNER, pid_of
-from envfarm.errors import BoxDied, BoxUnavailableError, UserError
+from envfarm.errors import BoxDied, BoxUnavailableError, NoRoomError, UserError
 from envfarm.farm import KEEPER_VARIABLE, TOKEN_VARIABLE
 from envfarm.farm.backend import LeasedBackend
 from envfarm.farm.client import KeeperClient
@@ -180,6 +180,8 @@ def test_full_is_back_pressure_and_is_said(farm: Running, monkeypatch: pytest.Mo
     async def fill() -> None:
         async with leasing(farm, monkeypatch) as backend:
             boxes = [await backend.start(SMALL, owner=f"session {n}") for n in range(3)]  # one of four is left to further ones
+            with pytest.raises(NoRoomError, match="pool 0 had no box to lease for 2 s: "):
+                await backend.start(msgspec.structs.replace(SMALL, lifetime_s=8.0), owner="short of time")
             waiting = asyncio.create_task(backend.start(SMALL, owner="late"))
             counts = await until(farm, lambda c: c.waiting == 1)
             assert "1 wait" in counts.said and not waiting.done()
