@@ -95,7 +95,9 @@ def _real_path(source: Source, loc: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _likely(source: Source, details: list[ErrorDetails]) -> list[ErrorDetails]:
     """Without the complaints of union members that were not meant: where one member takes issue with the inside of a
-    value, another one's "not of my type" says nothing."""
+    value, another one's "not of my type" says nothing. Nor does a missing key say more than an unknown one beside it."""
+    misspelt = {d["loc"][:-1] for d in details if d["type"] == "extra_forbidden"}
+    details = [d for d in details if d["type"] != "missing" or d["loc"][:-1] not in misspelt]
     paths = [_real_path(source, d["loc"]) for d in details]
     inside = [p for p, d in zip(paths, details, strict=True) if not d["type"].endswith("_type")]
     kept = [

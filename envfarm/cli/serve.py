@@ -24,6 +24,7 @@ def serve(
     """Serve environments over OpenEnv's WebSocket and HTTP protocol, and their tools over MCP, until told to stop."""
     import uvloop
 
+    from envfarm.backends.local import backend_class
     from envfarm.cli.shared import registry, setting
     from envfarm.errors import UserError
     from envfarm.worker.catalogue import Served
@@ -32,6 +33,7 @@ def serve(
 
     listen = Listen(None, host, port, token)
     listen.check()
+    backend_class(backend)  # an unknown name is refused, also where no box is needed
     known = registry()
     specs = [known.get(name) for name in envs]
     if twice := next((spec.id for spec in specs if sum(other.id == spec.id for other in specs) > 1), None):

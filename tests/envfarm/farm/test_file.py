@@ -53,6 +53,7 @@ def test_on_overrides_the_kind_and_keeps_what_the_file_says_of_it(tmp_path: Path
     ("old", "new", "said"),
     [
         ("warm: 8", "warm: 80", r":4:\d+: .*`warm: 80` is more than `max: 64`"),
+        ("pools:", "pool:", r":3:1: unknown key .pool. \(did you mean .pools.\?\)"),
         ("workers: 2", "worker: 2", r":4:\d+: .*'worker'.*did you mean 'workers'"),
         ("farm: lab", "farm: Lab_1", r":2:\d+: "),
         ("kubernetes: {namespace: lab, image: envfarm/worker}", "docker: {}, bubblewrap: {}", r":6:\d+: .*exactly one of"),

@@ -65,8 +65,9 @@ def test_a_killed_worker_ends_its_sessions_only_and_is_replaced() -> None:
         assert sorted(type(a).__name__ for a in answers) == ["Turn", "Turn", "WorkerDied", "WorkerDied"]
         for session in sessions:
             await session.close()
-        await until(lambda: len(pool.pids) == 2 and all(w.up.is_set() for w in pool._workers))
-        assert before[0] not in pool.pids and before[1] in pool.pids
+        await until(lambda: before[0] not in pool.pids and len(pool.pids) == 2)
+        await until(lambda: all(w.up.is_set() for w in pool._workers))
+        assert before[1] in pool.pids
         again = [await pool.session(spec.id) for _ in range(4)]
         for session in again:
             assert (await session.reset(spec.instance("train", 0))).text
