@@ -66,7 +66,7 @@ class AttachedContainer:
             raise Lost from None
         return self._main
 
-    async def open_side(self, *, crowded: bool) -> SocketPipe:
+    async def open_side(self, *, crowded: bool, silent: bool) -> SocketPipe:
         api, call = self._engine.api, self._engine.call
         try:
             if crowded:

@@ -15,7 +15,7 @@ from typing import Any
 from envfarm.backends import docker_config, remote_loop, rootfs
 from envfarm.backends.docker_container import AttachedContainer, Container, EngineError, ended_from_outside, without
 from envfarm.backends.docker_stream import SocketPipe
-from envfarm.backends.remote_streams import Death, Lost
+from envfarm.backends.remote_streams import Death, Lost, NoRoom
 from envfarm.box import WORKDIR, BoxSpec
 
 _NOBODY = f"{rootfs.UID + 1}:{rootfs.GID + 1}"
@@ -48,6 +48,13 @@ class AttachedGvisor(AttachedContainer):
         except EngineError:
             raise Lost from None
         return self._main
+
+    async def open_side(self, *, crowded: bool, silent: bool) -> SocketPipe:
+        """Where one did not answer the box is given up: an exec in a sandbox that a fork bomb has wedged hangs for minutes, and
+        meanwhile the engine cannot end the container."""
+        if silent:
+            raise NoRoom if await self._runs() else Lost
+        return await super().open_side(crowded=crowded, silent=silent)
 
     async def death(self) -> Death:
         api, call = self._engine.api, self._engine.call

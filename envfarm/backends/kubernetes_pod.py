@@ -64,7 +64,7 @@ class AttachedPod:
             raise Lost from None
         return self._main
 
-    async def open_side(self, *, crowded: bool) -> WebSocketPipe:
+    async def open_side(self, *, crowded: bool, silent: bool) -> WebSocketPipe:
         """There is no way to make room: a box whose agent keeps it full is given up."""
         return await self._open("exec", *(("command", word) for word in _SIDE))
 

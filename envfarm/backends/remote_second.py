@@ -18,7 +18,7 @@ class Second:
         self._lock = asyncio.Lock()
         self._side: Side | None = None
         self._coming: Side | None = None  # has not answered yet
-        self._closed = self._opened = self._crowded = False
+        self._closed = self._opened = self._crowded = self._silent = False
         self._opening: asyncio.Task[Side] | None = None
 
     def open_soon(self) -> None:
@@ -49,6 +49,7 @@ class Second:
             try:
                 return await side.ask(text, data, timeout_s=timeout_s)
             except SideLost:
+                self._silent = not side.over
                 side.close()
                 if self._side is side:
                     self._side = None
@@ -70,7 +71,7 @@ class Second:
     async def _open(self) -> Side | None:
         """None where it did not come up. Raises: Lost."""
         try:
-            side = self._coming = Side(await self._streams.open_side(crowded=self._crowded))
+            side = self._coming = Side(await self._streams.open_side(crowded=self._crowded, silent=self._silent))
         except NoRoom:
             self._crowded = True
             return None
@@ -79,11 +80,11 @@ class Second:
                 raise Lost
             await side.ask("reply ok 0", timeout_s=_AGAIN_S if self._opened else START_TIMEOUT_S)
         except SideLost:
+            self._crowded, self._silent = True, not side.over
             side.close()
-            self._crowded = True
             return None
         except BaseException:
             side.close()
             raise
-        self._crowded, self._opened = False, True
+        self._crowded, self._silent, self._opened = False, False, True
         return side

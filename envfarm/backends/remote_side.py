@@ -137,7 +137,7 @@ class Side:
         self._received = bytearray()
         self._head: tuple[bytes, int, list[bytes]] | None = None  # status, length, words
         self._answer: asyncio.Future[Answer] | None = None
-        self._over = False
+        self.over = False  # its stream has ended
         pipe.listen(self._feed, _ignore, self._ended)
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class Side:
             nonce = secrets.token_hex(8)
             self._nonce, self._head, self._received = nonce.encode(), None, bytearray()
             self._answer = self._loop.create_future()
-            if self._over:
+            if self.over:
                 raise SideLost
             try:
                 async with asyncio.timeout(timeout_s):
@@ -165,7 +165,7 @@ class Side:
                 self._answer = None
 
     def _ended(self) -> None:
-        self._over = True
+        self.over = True
         self._finish(SideLost())
 
     def _finish(self, result: Answer | Exception) -> None:

@@ -58,9 +58,9 @@ class Streams(Protocol):
         ends its box. What it says first may be lost. Called once. Raises: Lost."""
         ...
 
-    async def open_side(self, *, crowded: bool) -> Pipe:
-        """Start `remote_side.ENTRY` beside it. `crowded`: the last one did not come up, perhaps because the agent has used
-        all processes: make room where there is a way. Raises: Lost, NoRoom."""
+    async def open_side(self, *, crowded: bool, silent: bool) -> Pipe:
+        """Start `remote_side.ENTRY` beside it. `crowded`: the last one did not come up, perhaps because the agent has used all
+        processes: make room where there is a way. `silent`: the last one had stopped to answer. Raises: Lost, NoRoom."""
         ...
 
     async def death(self) -> Death:

@@ -47,9 +47,9 @@ class LeasedStreams:
         assert self._streams is not None
         return await self._streams.open_main()
 
-    async def open_side(self, *, crowded: bool) -> Pipe:
+    async def open_side(self, *, crowded: bool, silent: bool) -> Pipe:
         assert self._streams is not None
-        return await self._streams.open_side(crowded=crowded)
+        return await self._streams.open_side(crowded=crowded, silent=silent)
 
     async def death(self) -> Death:
         assert self._streams is not None

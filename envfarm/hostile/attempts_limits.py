@@ -57,7 +57,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         guard="pids",
         command="for i in $(seq 100); do sleep 100 & done; wait",
         ends=_ends("pids"),
-        limits={"exec_timeout_s": 4.0},
+        limits={"exec_timeout_s": 4.0, "memory_bytes": 512 << 20},  # gVisor counts shared pages
     ),
     Overuse(
         name="memory bomb",

@@ -40,7 +40,7 @@ time_of() { # NAME COMMAND...
 tests() { # MARKERS [pytest arguments]: else all of the first of these; that there is none among them is fine
   local code=0 at_once
   [ $# -gt 1 ] || set -- "$1" $("$PYTHON" -c 'import sys; from tests.venvs import tests_of; print(*tests_of(sys.argv[1]))' "${1%% *}")
-  case $1 in alone*) at_once=0 ;; *) at_once=2 ;; esac
+  case $1 in alone*) at_once=0 ;; kubernetes*) at_once=3 ;; *) at_once=2 ;; esac
   "$PYTHON" -m pytest -n $at_once --dist loadgroup -m "$@" || code=$? # tests of one farm in one process
   [ $code = 5 ] || return $code
 }

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from envfarm.farm import KEEPER_PORT, ROLE_LABEL, TOKEN_VARIABLE
-from envfarm.farm.client import KeeperClient
+from envfarm.farm.client import KeeperClient, KeeperLost
 from envfarm.farm.manifests.names import KEEPER, TOKEN_KEY, TOKEN_SECRET, WORKER
 from envfarm.farm.status import BoxCounts, PoolStatus, Status
 from tests.k8s.places import Object
@@ -83,9 +84,11 @@ class LiveFarm:
 
     def until(self, holds: Callable[[PoolStatus], bool], pool: int = 0) -> PoolStatus:
         """The tests' time limit is the end of patience."""
-        while not holds(found := self.status().pools[pool]):
+        while True:
+            with suppress(KeeperLost):  # a service's address is there a moment after its pod
+                if holds(found := self.status().pools[pool]):
+                    return found
             time.sleep(_AGAIN_S)
-        return found
 
     def scaled(self, workers: int, pool: int = 0) -> None:
         """Returns when it is so."""

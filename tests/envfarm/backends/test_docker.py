@@ -31,7 +31,7 @@ on_engine = pytest.mark.docker
 RUNSC_FAILS = {
     "shell ends": "the shell's supervisor is not process 1, so `kill -9 $$` ends the box (by the agent's doing)",
     "descriptors": "this gVisor shows the three streams as `host:[1]`, not as the pipes that they are",
-    "fork bomb": "it wedges the sandbox: the box is given up, as the agent's doing, and the engine needs minutes to remove it",
+    "fork bomb": "it wedges the sandbox: the box is given up, as the agent's doing",
     "privileges": "this gVisor does not show NoNewPrivs in /proc/self/status",
 }
 """Seen with Debian's runsc 20221219, its statx mended (k8s/testbed/gvisor-build.sh), on the ptrace platform. Each is contained
