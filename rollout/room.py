@@ -26,18 +26,18 @@ class Room:
 
     def __init__(self, patience_s: float = PATIENCE_S):
         self._patience_s = patience_s
-        self._here: dict[str, Episode] = {}
+        self._here: dict[int, Episode] = {}  # by identity: one that was called off may still be leaving as it comes again
         self._none_since: float | None = None
         self._said = False
 
     @contextmanager
     def holds(self, episode: Episode) -> Iterator[None]:
         """Around an episode, its waiting included."""
-        self._here[episode.id] = episode
+        self._here[id(episode)] = episode
         try:
             yield
         finally:
-            del self._here[episode.id]
+            del self._here[id(episode)]
             if has_begun(episode):
                 self._none_since = None
 

@@ -140,3 +140,10 @@ def test_none_in_the_middle_is_the_machines_fault() -> None:
     episode = asyncio.run(play(Here(Cramped(verifies=no_room)), blank()))
     assert episode.stop is StopReason.INFRA_ERROR and "exceeded quota: boxes" in episode.error
     assert episode.reward == {} and len(episode.steps) == 1
+
+
+def test_one_that_was_called_off_may_leave_after_it_came_again() -> None:
+    room, first, again = Room(), blank(), blank()
+    assert first.id == again.id
+    with room.holds(again), room.holds(first):
+        pass
