@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from envfarm.errors import EpisodeError, NoRoomError
+from envfarm.errors import EnvfarmError, EpisodeError, NoRoomError
 from envfarm.seeding import derive_seed
 from envfarm.session import Turn
 from envfarm.tools import ToolCall
@@ -58,11 +58,11 @@ async def run_episode(
             raise
         episode.stop, episode.error = StopReason.TIMEOUT, f"the episode's {terms.timeout_s} s were over"
     except EpisodeError as error:
-        episode.stop, episode.error = StopReason(error.status), f"{type(error).__name__}: {error}"
+        fail(episode, StopReason(error.status), error)
     except NoRoomError as error:
         if not has_begun(episode):
             raise
-        fail_for_room(episode, error)
+        fail(episode, StopReason.INFRA_ERROR, error)
     except asyncio.CancelledError:
         episode.stop, episode.error = StopReason.ABORTED, "called off"
         raise
@@ -71,8 +71,8 @@ async def run_episode(
     return episode
 
 
-def fail_for_room(episode: Episode, error: NoRoomError) -> None:
-    episode.stop, episode.error = StopReason.INFRA_ERROR, f"{type(error).__name__}: {error}"
+def fail(episode: Episode, stop: StopReason, error: EnvfarmError) -> None:
+    episode.stop, episode.error = stop, f"{type(error).__name__}: {error}"
 
 
 def has_begun(episode: Episode) -> bool:

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from envfarm.errors import EpisodeError, NoRoomError
 from envfarm.spec import Instance
 from rollout.engines.base import Restarting
-from rollout.episode import Terms, fail_for_room, run_episode
+from rollout.episode import Terms, fail, run_episode
 from rollout.policies import AsyncSession, EnginePolicy, Policy
 from rollout.room import Room
 from rollout.types import Episode, StopReason
@@ -57,7 +57,7 @@ class Here:
                     return await _play(self.pool, episode, instance, policies, terms)
                 except NoRoomError as error:
                     if self.room.is_hopeless(error):
-                        fail_for_room(episode, error)
+                        fail(episode, StopReason.INFRA_ERROR, error)
                         raise
 
 
@@ -70,7 +70,7 @@ async def _play(pool: Pool, episode: Episode, instance: Instance, policies: Mapp
                 await policy.engine.ready(policy.version.policy)
         session = await pool.session(episode.env)
     except EpisodeError as error:
-        episode.stop, episode.error = StopReason(error.status), f"{type(error).__name__}: {error}"
+        fail(episode, StopReason(error.status), error)
         return episode
     finally:
         episode.timings.queue_s += time.perf_counter() - asked

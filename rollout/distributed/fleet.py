@@ -26,7 +26,7 @@ from rollout.distributed.cluster import Cluster
 from rollout.distributed.parcels import EngineRecipe, Environments, Job, ModelFiles, Served, read_files, seat_of
 from rollout.distributed.slot import Order, Slot
 from rollout.engines.base import Capabilities, Generation
-from rollout.episode import Terms
+from rollout.episode import Terms, fail
 from rollout.policies import Policy
 from rollout.run import RayEntry
 from rollout.run_policies import EngineEntry
@@ -96,7 +96,7 @@ class Fleet:
             finally:
                 self._give(episode.group, slot)
         except InfraError as error:
-            episode.stop, episode.error = StopReason.INFRA_ERROR, f"{type(error).__name__}: {error}"
+            fail(episode, StopReason.INFRA_ERROR, error)
             return episode
         for name in Episode.__struct_fields__:
             setattr(episode, name, getattr(played, name))
