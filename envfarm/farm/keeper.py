@@ -55,7 +55,9 @@ class Keeper:
 
     # --- asked by runs and people ---------------------------------------------------------------------------------------
 
-    def status(self) -> Status:
+    async def status(self) -> Status:
+        """As soon as its workers are known."""
+        await self._started.wait()
         pools = [self._status_of(number) for number in range(len(self.farm.pools))]
         return Status(self.farm.farm, self.farm.kind, pools)
 
@@ -65,7 +67,11 @@ class Keeper:
         return PoolStatus(self.farm.pools[number].environments, workers, self._wanted[number], boxes)
 
     async def roster(self, after: int, wait_s: float) -> Roster:
-        """As soon as something changed since the version `after`, or as it is when the time is over."""
+        """As soon as something changed since the version `after`, or as it is when the time is over.
+
+        Not before its workers are known: whoever does not find his in a roster takes them for dead.
+        """
+        await self._started.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s), self._changed:
                 await self._changed.wait_for(lambda: self._version > after)

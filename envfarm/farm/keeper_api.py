@@ -104,14 +104,14 @@ class KeeperApi:
         return self._keeper.result()  # `_guard` has waited
 
     async def _status(self, request: web.Request) -> Any:
-        return self._its.status()
+        return await self._its.status()
 
     async def _workers(self, request: web.Request) -> Any:
         return await self._its.roster(int(request.query.get("after", "-1")), WAIT_S)
 
     async def _scale(self, request: web.Request) -> Any:
         await self._its.scale(msgspec.json.decode(await request.read(), type=Scale))
-        return self._its.status()
+        return await self._its.status()
 
     async def _backend(self, request: web.Request) -> Any:
         return self._its.backend_name

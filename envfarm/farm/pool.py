@@ -25,7 +25,8 @@ from envfarm.farm.places import WorkerInfo
 from envfarm.farm.status import Roster
 from envfarm.spec import EnvSpec
 from envfarm.worker import protocol
-from envfarm.worker.client import Address, AsyncSession, Channel, WorkerConnection
+from envfarm.worker.address import Address
+from envfarm.worker.client import AsyncSession, Channel, WorkerConnection
 from envfarm.worker.line import Line
 from envfarm.worker.protocol import Bring
 
@@ -44,7 +45,7 @@ class Worker:
     leased: int = 0
     """Sessions of this run."""
     broken: bool = False
-    """It did not answer; until the keeper says something new about it."""
+    """It did not answer, or is not ready; until the keeper says something new about it."""
 
 
 class FarmPool:
@@ -111,15 +112,17 @@ class FarmPool:
                 self._news.notify_all()
 
     def _update(self, roster: Roster) -> None:
-        told = {info.name: info for info in roster.workers if info.up}
+        """A worker that is only not ready, which a busy node's is for a while, keeps its sessions and gets no more."""
+        told = {info.name: info for info in roster.workers}
         for name, worker in list(self._workers.items()):
-            if name not in told or told[name].address != worker.info.address:
+            if name not in told or told[name].address not in ("", worker.info.address):
                 worker.line.close()
                 del self._workers[name]
         for name, info in told.items():
-            if name not in self._workers:
+            if info.up and name not in self._workers:
                 self._workers[name] = Worker(info, self._line(info))
-            self._workers[name].info, self._workers[name].broken = info, False
+            if name in self._workers:
+                self._workers[name].broken = not info.up
 
     def _line(self, info: WorkerInfo) -> Line:
         assert self._client is not None

@@ -19,7 +19,8 @@ from envfarm.errors import EnvfarmError, InfraError
 from envfarm.farm import TOKEN_VARIABLE
 from envfarm.spec import EnvSpec
 from envfarm.worker import protocol
-from envfarm.worker.client import Address, WorkerConnection
+from envfarm.worker.address import Address
+from envfarm.worker.client import WorkerConnection
 from envfarm.worker.line import Line
 from envfarm.worker.protocol import Failed
 

@@ -11,39 +11,18 @@ import base64
 import itertools
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 from envfarm.errors import EnvironmentFault, InfraError, WorkerDied
 from envfarm.session import Turn
 from envfarm.tools import Action
 from envfarm.worker import protocol, websocket
+from envfarm.worker.address import Address
 from envfarm.worker.protocol import Attach, Bring, Finish, Fork, Leave, Oracle, Random, Reply, Request, Reset, Step
 from envfarm.worker.websocket import BINARY, CLOSE, PING, PONG, FrameParser, WebSocketError
 
 if TYPE_CHECKING:
     from envfarm.spec import EnvSpec, Instance
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a worker listens: a Unix socket, or host and port with a token."""
-
-    unix: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 0
-    token: str | None = None
-
-    @classmethod
-    def of(cls, said: str, token: str | None = None) -> Address:
-        """Of what a worker says when it is ready."""
-        if not said.startswith("http://"):
-            return cls(unix=said)
-        host, _, port = said.removeprefix("http://").rpartition(":")
-        return cls(host=host.strip("[]"), port=int(port), token=token)
-
-    def __str__(self) -> str:
-        return self.unix or f"{self.host}:{self.port}"
 
 
 class Wire(Protocol):
@@ -233,13 +212,9 @@ class Channel:
 
 async def connect(address: Address, *, died: Callable[[], str] = lambda: "the worker died") -> WorkerConnection:
     """A connection to a worker. Raises: WorkerDied, InfraError."""
-    loop = asyncio.get_running_loop()
     connection = WorkerConnection(address, died)
     try:
-        if address.unix is not None:
-            await loop.create_unix_connection(lambda: connection, address.unix)
-        else:
-            await loop.create_connection(lambda: connection, address.host, address.port)
+        await address.dial(connection)
     except OSError as error:
         raise InfraError(f"no worker at {address}: {error}") from error
     await connection.ready

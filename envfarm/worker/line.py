@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from envfarm.errors import EnvfarmError, WorkerDied
-from envfarm.worker.client import Address, WorkerConnection, connect
+from envfarm.worker.address import Address
+from envfarm.worker.client import WorkerConnection, connect
 
 
 class Line:

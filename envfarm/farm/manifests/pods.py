@@ -85,7 +85,7 @@ def _farm_yaml(farm: FarmFile) -> str:
 def _probed(how: dict[str, Any]) -> dict[str, Any]:
     return {
         "startupProbe": {**how, "periodSeconds": _STEP_S, "failureThreshold": _START_S // _STEP_S},
-        "readinessProbe": {**how, "periodSeconds": _STEP_S},
+        "readinessProbe": {**how, "periodSeconds": _STEP_S, "timeoutSeconds": _STEP_S},
         "livenessProbe": {**how, "periodSeconds": 4 * _STEP_S, "timeoutSeconds": 2 * _STEP_S},
     }
 

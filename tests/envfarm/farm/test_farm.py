@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -23,7 +24,7 @@ from envfarm.farm.daemon import bring_up, take_down
 from envfarm.farm.file import read_farm
 from envfarm.farm.home import Home, Running
 from envfarm.farm.pool import FarmPool
-from envfarm.farm.status import Scale, Status
+from envfarm.farm.status import Roster, Scale, Status
 from envfarm.spec import EnvSpec, load_spec
 from tests.envfarm.farm.helpers import family, up, write_farm
 from tests.envfarm.worker.helpers import LAMP, play, play_here, toy, wait_gone
@@ -98,6 +99,30 @@ def test_a_killed_worker_loses_its_sessions_and_comes_back(farm: Running) -> Non
         await pool.close()
 
     asyncio.run(kill())
+
+
+def test_a_worker_that_is_not_ready_for_a_while_keeps_its_sessions_and_gets_no_more(farm: Running) -> None:
+    async def wait() -> None:
+        spec = load_spec(LAMP)
+        pool = FarmPool([spec], farm.farm)
+        await pool.start()
+        session = await pool.session(spec.id)
+        await session.reset(spec.instance("train", 0))
+        (known,) = pool._workers.values()
+        busy = msgspec.structs.replace(known.info, up=False, address="")
+        pool._update(Roster(1, {}, [busy]))
+        more = asyncio.ensure_future(pool.session(spec.id))
+        assert (await session.step("anything")).text
+        assert not more.done()
+        pool._update(Roster(2, {}, [known.info]))
+        async with pool._news:
+            pool._news.notify_all()
+        await (await more).close()
+        assert (await session.step("anything")).text
+        await session.close()
+        await pool.close()
+
+    asyncio.run(wait())
 
 
 def test_a_farm_is_scaled_while_it_is_used(farm: Running) -> None:

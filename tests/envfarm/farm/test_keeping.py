@@ -11,11 +11,13 @@ from envfarm.farm import KEEPER_VARIABLE, TOKEN_VARIABLE, backend
 from envfarm.farm.backend import LeasedBackend
 from envfarm.farm.boxes import Boxes
 from envfarm.farm.client import KeeperClient
-from envfarm.farm.file import BoxesFile
+from envfarm.farm.file import BoxesFile, read_farm
 from envfarm.farm.folder_book import FolderBook
+from envfarm.farm.keeper import Keeper
 from envfarm.farm.keeper_api import KeeperApi
 from envfarm.farm.leases import Entry
 from envfarm.farm.status import LeaseRequest, Status
+from tests.envfarm.farm.helpers import write_farm
 from tests.envfarm.farm.test_stock import ONE, PaperMaker, until
 
 
@@ -100,7 +102,7 @@ class PaperKeeper:
     def __init__(self, box: str = ""):
         self._box, self.asked = box, asyncio.Event()
 
-    def status(self) -> Status:
+    async def status(self) -> Status:
         return Status("lab", "docker", [])
 
     async def lease(self, pool: int, asked: LeaseRequest) -> str:
@@ -124,6 +126,26 @@ def test_who_asks_before_the_farm_is_up_waits() -> None:
             assert not (await asyncio.wait([asking], timeout=0.3))[0]
             api.serve(PaperKeeper())  # type: ignore[arg-type]
             assert (await asking).farm == "lab"
+        await api.close()
+
+    asyncio.run(ask())
+
+
+def test_a_keeper_that_does_not_know_its_workers_yet_lists_none(tmp_path: Path) -> None:
+    """Whoever asks waits, as a run that has sessions in them must."""
+
+    async def ask() -> None:
+        api = KeeperApi("sesame")
+        async with KeeperClient(await api.listen("127.0.0.1", 0), "sesame") as client:
+            keeper = Keeper(read_farm(write_farm(tmp_path)), "sesame", tmp_path, client.url)
+            await keeper.start_boxes()
+            api.serve(keeper)
+            asking = asyncio.ensure_future(client.workers()), asyncio.ensure_future(client.status())
+            assert not (await asyncio.wait(asking, timeout=0.3))[0]
+            await keeper.start_workers()
+            assert [worker.up for worker in (await asking[0]).workers] == [True]
+            assert [worker.up for worker in (await asking[1]).pools[0].workers] == [True]
+            await keeper.close()
         await api.close()
 
     asyncio.run(ask())

@@ -16,7 +16,8 @@ from envfarm.perturbation import perturbed
 from envfarm.registry import make_scene
 from envfarm.session import LocalSession, Turn
 from envfarm.spec import EnvSpec, load_spec
-from envfarm.worker.client import Address, AsyncSession, connect
+from envfarm.worker.address import Address
+from envfarm.worker.client import AsyncSession, connect
 from envfarm.worker.serving import Listen, Worker
 
 TOYS = Path(__file__).parent / "toys"

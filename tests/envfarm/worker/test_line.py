@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from envfarm.errors import WorkerDied
-from envfarm.worker.client import Address
+from envfarm.worker.address import Address
 from envfarm.worker.line import Line
 
 
