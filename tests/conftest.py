@@ -71,6 +71,7 @@ def _no_cluster() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # last, they would leave processors without work
     for marker, reason_of in (("docker", _no_engine), ("kubernetes", _no_cluster)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and (why := reason_of()) is not None:

@@ -20,6 +20,8 @@ import pytest
 from envfarm.images.build import cache
 from tests.test_docs import ROOT, Snippet, snippets
 
+one_builder = pytest.mark.xdist_group("builds the worker image")
+"""It is the engine's latest for a while."""
 PAGE = ROOT / "docs" / "own_environment.md"
 PACKAGE = "pip install 'networkx>=3'\n"
 IMAGE = re.compile(r"envfarm/worker:(\w+)  built")
@@ -124,6 +126,7 @@ def test_here(reader: Reader) -> None:
 
 @pytest.mark.docker
 @pytest.mark.slow
+@one_builder
 def test_in_docker_from_a_folder_and_from_a_wheel(builder: Reader) -> None:
     try:
         builder.follow("In Docker, from the folder", "As a wheel", "Train on it")
@@ -136,6 +139,7 @@ def test_in_docker_from_a_folder_and_from_a_wheel(builder: Reader) -> None:
 @pytest.mark.docker
 @pytest.mark.kubernetes
 @pytest.mark.slow
+@one_builder
 def test_on_kubernetes_from_a_wheel_and_from_a_folder(builder: Reader) -> None:
     socket = Path(os.environ["KUBECONFIG"]).parents[1] / "run" / "containerd.sock"
     if not socket.is_socket():

@@ -86,10 +86,10 @@ def unsupported(name: str) -> str:
     return f"it has a build for {', '.join(wanted)}, this is {here}" if wanted and here not in wanted else ""
 
 
-def tests_of(name: str) -> list[str]:
-    """The files with tests that carry the marker `name`: others may import what this environment lacks."""
-    found = (p for p in (ROOT / "tests").rglob("test_*.py") if f"mark.{name}" in p.read_text(encoding="utf-8"))
-    return sorted(str(p.relative_to(ROOT)) for p in found)
+def tests_of(*names: str) -> list[str]:
+    """The files with tests that carry one of these markers: others may import what an environment lacks."""
+    texts = ((p, p.read_text(encoding="utf-8")) for p in (ROOT / "tests").rglob("test_*.py"))
+    return sorted(str(p.relative_to(ROOT)) for p, text in texts if any(f"mark.{name}" in text for name in names))
 
 
 def main(name: str, arguments: list[str]) -> None:

@@ -56,5 +56,10 @@ def _listen(names: set[str]) -> bool:
     return bool(said)
 
 
+def _remover(module: str) -> Remove:
+    """Its backend is loaded when there is something to look for: many owners are gone before that."""
+    return lambda owner, names: import_module(module).remove_left_over(owner, names)
+
+
 if __name__ == "__main__":
-    main(import_module(sys.argv[1]).remove_left_over, sys.argv[2], int(sys.argv[3]))
+    main(_remover(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

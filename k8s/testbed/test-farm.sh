@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make test-farm` does: a real engine and a real cluster from nothing, the tests that need them, and everything down again.
-# The cluster's binaries are built meanwhile where they are missing (minutes, once); with --prepare, that alone is done.
+# The cluster's binaries are built where they are missing (minutes, once); with --prepare, that alone is done, in the background.
 # usage: test-farm.sh PYTHON [pytest arguments] | --prepare     skipped, with the reason, without root or Linux
 set -euo pipefail
 PYTHON=${1:?usage: test-farm.sh PYTHON [pytest arguments] | --prepare}
@@ -17,14 +17,11 @@ no_cluster=
 grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release || no_cluster=${no_cluster:-"Kubernetes is built from Debian bookworm's source package"}
 if [ "$PYTHON" = --prepare ]; then
   [ -z "$no_cluster" ] || skip "$no_cluster"
-  { echo 19 >/proc/self/autogroup; } 2>/dev/null || true # a session's processes share by this, where the kernel groups them
   exec nice -n 19 "$HERE/k8s-build.sh"
 fi
 
 STATE=$(mktemp -d /tmp/farm.XXXXXX) # not below the clone: see docker-up.sh
-building=
 down() {
-  [ -z "$building" ] || kill -- "-$building" 2>/dev/null || true # a session of its own
   "$HERE/k8s-down.sh" "$STATE/k8s"
   "$HERE/docker-down.sh" "$STATE/docker"
   rm -rf "$STATE"
@@ -37,11 +34,10 @@ time_of() { # NAME COMMAND...
   printf '%6d s    %s%s\n' $((SECONDS - start)) "$1" "$([ $code = 0 ] || echo ': FAILED')" | tee -a "${CI_TIMES:-/dev/null}" >&2
   return $code
 }
-tests() { # MARKERS [pytest arguments]: else all of the first of these; that there is none among them is fine
-  local code=0 at_once
-  [ $# -gt 1 ] || set -- "$1" $("$PYTHON" -c 'import sys; from tests.venvs import tests_of; print(*tests_of(sys.argv[1]))' "${1%% *}")
-  case $1 in alone*) at_once=0 ;; kubernetes*) at_once=3 ;; *) at_once=2 ;; esac
-  "$PYTHON" -m pytest -n $at_once --dist loadgroup -m "$@" || code=$? # tests of one farm in one process
+tests() { # PROCESSES MARKERS [pytest arguments]: else all files with such tests; that there is none among them is fine
+  local code=0
+  [ $# -gt 2 ] || set -- "$@" $("$PYTHON" -c 'from tests.venvs import tests_of; print(*tests_of("docker", "kubernetes"))')
+  "$PYTHON" -m pytest -n "$1" --dist loadgroup -m "$2" "${@:3}" || code=$? # tests of one farm in one process
   [ $code = 5 ] || return $code
 }
 chmod 755 "$STATE"
@@ -52,21 +48,17 @@ time_of "base images" "$HERE/base-image.sh" "$(dirname "$PYTHON")/envfarm" | tee
 ENVFARM_IMAGES=$(grep ^/ "$STATE/made") # the same roots for bubblewrap, where backends are compared
 export ENVFARM_IMAGES
 
-if [ -z "$no_cluster" ]; then
-  setsid "$HERE/k8s-build.sh" >"$STATE/binaries" 2>"$STATE/build.log" &
-  building=$!
-fi
-failed=0
-time_of "tests in containers" tests "docker and not alone" "$@" || failed=$?
+markers="docker and not kubernetes"
 if [ -n "$no_cluster" ]; then
   echo "tests in pods skipped: $no_cluster"
 else
-  time_of "Kubernetes' binaries" wait $building || { tail -n 20 "$STATE/build.log"; exit 1; }
-  building=
+  time_of "Kubernetes' binaries" "$HERE/k8s-build.sh" >"$STATE/binaries"
   time_of "cluster" "$HERE/k8s-up.sh" "$(cat "$STATE/binaries")" "$STATE/k8s" >"$STATE/cluster"
   KUBECONFIG=$(sed -n 's/^export KUBECONFIG=//p' "$STATE/cluster")
   export KUBECONFIG
-  time_of "tests in pods" tests "kubernetes and not alone" "$@" || failed=$?
+  markers="docker or kubernetes"
 fi
-time_of "parts of the test bed killed" tests alone "$@" || failed=$?
+failed=0
+time_of "tests in containers and pods" tests 4 "($markers) and not alone" "$@" || failed=$?
+time_of "parts of the test bed killed" tests 0 "($markers) and alone" "$@" || failed=$?
 exit $failed

@@ -9,7 +9,15 @@ import pytest
 from envfarm.session import Session, Turn, local_session
 from envfarm.spec import EnvSpec
 from envfarm.tools import ToolCall
+from tests.envfarm.backends.shared import Shared
 from tests.envfarm.task_files import Opened
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Shared]:
+    made = Shared()
+    yield made
+    made.close()
 
 
 @pytest.fixture

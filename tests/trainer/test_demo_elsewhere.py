@@ -120,6 +120,8 @@ def test_on_ray(embedded: Embedded, tmp_path: Path) -> None:
     assert {slot: said(e) for slot, e in batch.items()} == {slot: said(e) for slot, e in embedded[1].items()}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo in other boxes")  # one embedded run for both
 @pytest.mark.parametrize(
     "backend", [pytest.param("docker", marks=pytest.mark.docker), pytest.param("kubernetes", marks=pytest.mark.kubernetes)]
 )

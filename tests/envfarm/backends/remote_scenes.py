@@ -20,6 +20,7 @@ from envfarm.backends.remote_backend import RemoteBackend
 from envfarm.box import Box, ExecResult
 from envfarm.errors import BoxDied
 from envfarm.testing.backend_checks import SMALL
+from tests.envfarm.backends.shared import Shared
 
 B = TypeVar("B", bound=RemoteBackend)
 T = TypeVar("T")
@@ -70,7 +71,7 @@ TRICKS = {
 }
 
 
-def a_trick_is_the_agents_own_doing(kind: type[RemoteBackend], trick: str) -> None:
+def a_trick_is_the_agents_own_doing(shared: Shared, kind: type[RemoteBackend], trick: str) -> None:
     async def use(backend: RemoteBackend) -> list[ExecResult]:
         box = await backend.start(msgspec.structs.replace(SMALL, exec_timeout_s=2.0))
         await box.write("kept", b"kept")
@@ -84,7 +85,7 @@ def a_trick_is_the_agents_own_doing(kind: type[RemoteBackend], trick: str) -> No
                 await box.read("kept")
         return results
 
-    first, _, last = with_backend(kind, use)
+    first, _, last = shared(kind, use)
     assert b"next" not in first.stdout
     if last.exit_code == 3 and trick != "a shell that runs out of time":
         assert last.stdout == b"kept" and last.limit is None

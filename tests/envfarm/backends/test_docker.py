@@ -24,6 +24,7 @@ from envfarm.testing.check_backend import CHECKS, check_backend
 from tests import testbed
 from tests.envfarm.backends import remote_scenes
 from tests.envfarm.backends.remote_scenes import with_backend
+from tests.envfarm.backends.shared import Shared
 from tests.testbed import needs_root, require_gvisor
 
 on_engine = pytest.mark.docker
@@ -47,16 +48,16 @@ def owned(api: Any) -> list[dict[str, Any]]:
 
 @on_engine
 @pytest.mark.parametrize("check", CHECKS)
-def test_conformance(check: str) -> None:
-    (finding,) = with_backend(DockerBackend, lambda b: check_backend(b, only=[check]))
+def test_conformance(shared: Shared, check: str) -> None:
+    (finding,) = shared(DockerBackend, lambda b: check_backend(b, only=[check]))
     assert finding.ok, finding.detail
 
 
 @on_engine
 @pytest.mark.parametrize("check", [c for c in CHECKS if c not in RUNSC_FAILS])
-def test_conformance_in_gvisor(check: str) -> None:
+def test_conformance_in_gvisor(shared: Shared, check: str) -> None:
     require_gvisor()
-    (finding,) = with_backend(GvisorBackend, lambda b: check_backend(b, only=[check], patience=RUNSC_PATIENCE))
+    (finding,) = shared(GvisorBackend, lambda b: check_backend(b, only=[check], patience=RUNSC_PATIENCE))
     assert finding.ok, finding.detail
 
 
@@ -86,8 +87,8 @@ def test_a_container_is_hardened_and_labelled() -> None:
 
 @on_engine
 @pytest.mark.parametrize("trick", remote_scenes.TRICKS)
-def test_what_the_agent_does_to_its_box_is_its_own_doing(trick: str) -> None:
-    remote_scenes.a_trick_is_the_agents_own_doing(DockerBackend, trick)
+def test_what_the_agent_does_to_its_box_is_its_own_doing(shared: Shared, trick: str) -> None:
+    remote_scenes.a_trick_is_the_agents_own_doing(shared, DockerBackend, trick)
 
 
 # --- deaths and what is left ------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from envfarm.testing.check_backend import CHECKS, check_backend
 from tests import testbed
 from tests.envfarm.backends import remote_scenes
 from tests.envfarm.backends.remote_scenes import with_backend
+from tests.envfarm.backends.shared import Shared
 from tests.testbed import kubectl, needs_root
 
 pytestmark = pytest.mark.kubernetes
@@ -40,15 +41,15 @@ def until_gone(owner: str) -> None:
 
 
 @pytest.mark.parametrize("check", [c for c in CHECKS if c not in FAILS])
-def test_conformance(check: str) -> None:
-    (finding,) = with_backend(KubernetesBackend, lambda b: check_backend(b, only=[check]))
+def test_conformance(shared: Shared, check: str) -> None:
+    (finding,) = shared(KubernetesBackend, lambda b: check_backend(b, only=[check]))
     assert finding.ok, finding.detail
     until_gone(owner_label())
 
 
 @pytest.mark.parametrize("trick", remote_scenes.TRICKS)
-def test_what_the_agent_does_to_its_box_is_its_own_doing(trick: str) -> None:
-    remote_scenes.a_trick_is_the_agents_own_doing(KubernetesBackend, trick)
+def test_what_the_agent_does_to_its_box_is_its_own_doing(shared: Shared, trick: str) -> None:
+    remote_scenes.a_trick_is_the_agents_own_doing(shared, KubernetesBackend, trick)
 
 
 # --- deaths and what is left ------------------------------------------------------------------------------------------

@@ -22,13 +22,17 @@ def played(make: Callable[[], Backend], name: str, image: str = LIMITS.image) ->
     async def main() -> Finding:
         backend = make()
         try:
-            await backend.probe()
-            with Bait() as bait:
-                return await judged(named(name), Place(backend, bait, image))
+            return await played_on(backend, name, image)
         finally:
             await backend.close()
 
     return asyncio.run(main())
+
+
+async def played_on(backend: Backend, name: str, image: str = LIMITS.image) -> Finding:
+    await backend.probe()
+    with Bait() as bait:
+        return await judged(named(name), Place(backend, bait, image))
 
 
 def told() -> dict[str, dict[str, str]]:

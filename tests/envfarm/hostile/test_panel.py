@@ -23,7 +23,8 @@ from envfarm.hostile.attempt import Outcome
 from envfarm.hostile.panel import ATTEMPTS, named, panel
 from envfarm.spec import load_spec
 from tests import testbed
-from tests.envfarm.hostile.helpers import played, told
+from tests.envfarm.backends.shared import Shared
+from tests.envfarm.hostile.helpers import played, played_on, told
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -77,10 +78,10 @@ def test_on_bubblewrap_as_an_ordinary_user(name: str) -> None:
         pytest.param("kubernetes", marks=pytest.mark.kubernetes),
     ],
 )
-def test_on_a_remote_backend(backend: str, name: str) -> None:
+def test_on_a_remote_backend(shared: Shared, backend: str, name: str) -> None:
     if backend == "docker-runsc":
         testbed.require_gvisor()
-    finding = played(backend_class(backend), name)
+    finding = shared(backend_class(backend), lambda made: played_on(made, name))
     assert finding.outcome == told()[name][backend], finding
 
 
