@@ -4,7 +4,7 @@
     python -m tests.venvs vllm -c "import vllm"       # the same, then runs its interpreter with these arguments
     python -m tests.venvs vllm pytest                 # the same, then runs the tests that carry its marker
 
-Each is made by uv, out of uv's cache after the first time (seconds), and holds envfarm itself as an editable install.
+Each holds envfarm itself as an editable install. What it needs beside is installed once, into `CACHE`, and linked from there.
 `docs/trainers/README.md` says why they cannot share one. Where a package has no build for the platform, this says so and does
 nothing.
 """
@@ -14,13 +14,16 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "tests" / "requirements"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "envfarm" / "venvs"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Venv:
         """Of all that decides what is installed."""
         files = [ROOT / "pyproject.toml", *(p for p in (self.constraints, self.pinned) if p)]
         parts = [sys.version, *self.packages, *(p.read_text() for p in files)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 VENVS = {
@@ -62,21 +65,48 @@ def make(name: str) -> Path:
     python, stamp = folder / "bin" / "python", folder / ".installed"
     if python.exists() and stamp.exists() and stamp.read_text() == venv.digest:
         return python
-    uv = Path(sys.executable).with_name("uv")
-    links = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if os.environ.get("PIP_FIND_LINKS") else {}
     print(f"making the environment of {name} in {folder}", file=sys.stderr)
-
-    def run(*args: str | Path) -> None:
-        subprocess.run([uv, *args], check=True, env={**os.environ, **links}, cwd=ROOT)
-
-    run("venv", "-q", "--clear", "--python", sys.executable, folder)
-    # Compiled now, once: an engine or a cluster starts many interpreters, which may be forbidden to keep what they compile.
-    install = ("pip", "install", "-q", "--compile-bytecode", "--python", python)
-    if venv.pinned is not None:
-        run(*install, "--no-deps", "-r", venv.pinned)
-    run(*install, *(("-c", venv.constraints) if venv.constraints else ()), *venv.packages)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(_packages(name), folder, symlinks=True, copy_function=_link)
+    _uv("pip", "install", "-q", "--python", python, "--no-deps", "-e", ".")
     stamp.write_text(venv.digest)
     return python
+
+
+def _packages(name: str) -> Path:
+    """What a clone's environment is made from: all but envfarm, installed and compiled once, outside of every clone."""
+    venv, folder = VENVS[name], CACHE / f"{name}-{VENVS[name].digest}"
+    if folder.exists():
+        return folder
+    draft = CACHE / f".{name}-{os.getpid()}"
+    python = draft / "bin" / "python"
+    _uv("venv", "-q", "--clear", "--relocatable", "--python", sys.executable, draft)
+    # Compiled now: an engine or a cluster starts many interpreters, which may be forbidden to keep what they compile.
+    install = ("pip", "install", "-q", "--compile-bytecode", "--python", python)
+    if venv.pinned is not None:
+        _uv(*install, "--no-deps", "-r", venv.pinned)
+    _uv(*install, *(("-c", venv.constraints) if venv.constraints else ()), *venv.packages)
+    _uv("pip", "uninstall", "-q", "--python", python, "envfarm")
+    for older in sorted(CACHE.glob(f"{name}-*"), key=lambda made: made.stat().st_mtime)[:-1]:  # the newest may be in use
+        shutil.rmtree(older)
+    with suppress(OSError):  # another clone was faster
+        draft.rename(folder)
+    shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of the same file, where one file system has both."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _uv(*arguments: str | Path) -> None:
+    links = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if os.environ.get("PIP_FIND_LINKS") else {}
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, *arguments], check=True, env={**os.environ, **links}, cwd=ROOT)
 
 
 def unsupported(name: str) -> str:
