@@ -33,8 +33,8 @@ class Budget:
     held_out: int  # episodes of each evaluation
 
 
-SHORT = Budget(logs=240, imitation=250, batch=24, held_out=9)
-SHORTER = Budget(logs=90, imitation=250, batch=24, held_out=3)
+SHORT = Budget(logs=240, imitation=60, batch=24, held_out=9)
+SHORTER = Budget(logs=90, imitation=60, batch=24, held_out=3)
 """Where each box takes a second."""
 
 
