@@ -68,8 +68,9 @@ class Pair:
         return True
 
     async def first_count(self) -> State:
-        """Before anything has run: there is the agent's shell and nothing else. Raises: Lost, SideLost, Spent."""
-        state = await self.count("living 0; state")
+        """Before anything has run: there is the agent's shell and nothing else, also where a second shell that nobody waited for
+        any more has not ended yet. Raises: Lost, SideLost, Spent."""
+        state = await self.count(f"settle {self._pid}")
         if state.left != (self._pid,):
             raise Spent
         return state

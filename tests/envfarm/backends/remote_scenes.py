@@ -17,6 +17,7 @@ import pytest
 
 from envfarm.backends.bubblewrap import BubblewrapBackend
 from envfarm.backends.remote_backend import RemoteBackend
+from envfarm.backends.remote_side import Side
 from envfarm.box import Box, ExecResult
 from envfarm.errors import BoxDied
 from envfarm.testing.backend_checks import SMALL
@@ -89,6 +90,18 @@ def a_trick_is_the_agents_own_doing(shared: Shared, kind: type[RemoteBackend], t
     assert b"next" not in first.stdout
     if last.exit_code == 3 and trick != "a shell that runs out of time":
         assert last.stdout == b"kept" and last.limit is None
+
+
+def a_second_shell_that_nobody_waits_for_is_no_obstacle(shared: Shared, kind: type[RemoteBackend]) -> None:
+    """As one is left when the first command is cancelled at once."""
+
+    async def use(backend: RemoteBackend) -> ExecResult:
+        box = await backend.start(SMALL)
+        left = Side(await box._streams.open_side(crowded=False, silent=False))
+        await left.ask("reply ok 0", timeout_s=30)
+        return await box.exec("echo up")
+
+    assert shared(kind, use).stdout == b"up\n"
 
 
 # --- deaths and what is left ------------------------------------------------------------------------------------------

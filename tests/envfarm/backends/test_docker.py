@@ -91,6 +91,11 @@ def test_what_the_agent_does_to_its_box_is_its_own_doing(shared: Shared, trick: 
     remote_scenes.a_trick_is_the_agents_own_doing(shared, DockerBackend, trick)
 
 
+@on_engine
+def test_a_second_shell_that_nobody_waits_for_is_no_obstacle(shared: Shared) -> None:
+    remote_scenes.a_second_shell_that_nobody_waits_for_is_no_obstacle(shared, DockerBackend)
+
+
 # --- deaths and what is left ------------------------------------------------------------------------------------------
 
 
