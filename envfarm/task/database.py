@@ -160,6 +160,8 @@ def _opened(data: bytes, statement: str) -> Iterator[tuple[sqlite3.Connection, b
             yield connection, data
         except MemoryError:
             raise OverLimit("memory") from None
+        except UnicodeDecodeError as error:  # the message of SQLite's error quotes what is damaged
+            raise StatementError(error.object.decode("utf-8", "replace")) from None
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise _told(error) from None
 
