@@ -21,9 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollout.models import cache_dir
+
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "tests" / "requirements"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "envfarm" / "venvs"
+CACHE = cache_dir() / "venvs"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def make(name: str) -> Path:
 
 def _packages(name: str) -> Path:
     """What a clone's environment is made from: all but envfarm, installed and compiled once, outside of every clone."""
-    venv, folder = VENVS[name], CACHE / f"{name}-{VENVS[name].digest}"
+    venv = VENVS[name]
+    folder = CACHE / f"{name}-{venv.digest}"
     if folder.exists():
         return folder
     draft = CACHE / f".{name}-{os.getpid()}"
