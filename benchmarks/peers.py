@@ -1,4 +1,4 @@
-"""A peer's own environment: made once with uv, below `ENVFARM_PEERS` (default: `envfarm/peers` in the user's cache)."""
+"""A peer's own environment: made once with uv, in `peers` below envfarm's cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from envfarm.caches import cache_dir
+
 
 def peer_python(name: str, packages: tuple[str, ...]) -> Path:
     """The interpreter of the environment `name`, which holds `packages`; an interrupted installation is made anew."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("ENVFARM_PEERS") or Path(cache) / "envfarm" / "peers") / name
+    folder = cache_dir() / "peers" / name
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists() or ready.read_text() != "\n".join(packages):
         print(f"installing {', '.join(packages)} for the comparison, once", file=sys.stderr)

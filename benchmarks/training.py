@@ -6,7 +6,7 @@ said, as its documentation shows. So neither side's sampler counts. TRL runs in 
 without reference model and without gradient checkpointing (both would only slow it down). Counted are sampled tokens,
 those that enter the loss; the second row counts all tokens that pass through the model.
 
-The peer's environment is made once, below `ENVFARM_PEERS` (default: `envfarm/peers` in the user's cache).
+The peer's environment is made once, in `peers` below envfarm's cache.
 """
 
 from __future__ import annotations

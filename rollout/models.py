@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from envfarm.caches import cache_dir
 from envfarm.errors import MissingDependencyError, UserError, did_you_mean
 
 Say = Callable[[str], None]
@@ -57,14 +58,6 @@ CATALOG = {
         ),
     )
 }  # fmt: skip
-
-
-def cache_dir() -> Path:
-    """Where envfarm keeps what it can make again: ENVFARM_CACHE, else `envfarm` in the user's cache directory."""
-    own = os.environ.get("ENVFARM_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "envfarm"
 
 
 def models_dir() -> Path:

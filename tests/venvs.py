@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.models import cache_dir
+from envfarm.caches import cache_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "tests" / "requirements"

@@ -4,9 +4,9 @@
     CACHE/envfarm/base@DIGEST.tar
     TREES/DIGEST/                  the tree
 
-CACHE is `$XDG_CACHE_HOME/envfarm/images`. TREES is `$XDG_CACHE_HOME/box-roots`: a box's mounts show where its root lies on the
-host, which must tell neither of us nor of the environment. Nothing of ours is in an image. Equal inputs give equal bytes as long
-as the mirror has the same packages. As root, or as a user with subordinate ids (mmdebstrap makes a user namespace then).
+CACHE is `images` in `caches.cache_dir()`. TREES is `box-roots` in the user's cache: a box's mounts show where its root lies on
+the host, which must tell neither of us nor of the environment. Nothing of ours is in an image. Equal inputs give equal bytes as
+long as the mirror has the same packages. As root, or as a user with subordinate ids (mmdebstrap makes a user namespace then).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from envfarm.caches import cache_dir, user_cache
 from envfarm.images.recipe import BASES, SUITE, WORKER, Copy, ImageError, Recipe, base
 
 SOURCE_DATE_EPOCH = 1700000000
@@ -25,11 +26,7 @@ _DOCUMENTATION = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 
 def cache() -> Path:
-    return _caches() / "envfarm" / "images"
-
-
-def _caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache_dir() / "images"
 
 
 def root_of(image: str) -> Path:
@@ -98,7 +95,7 @@ def _make(recipe: Recipe, root: Path) -> None:
 
 def _keep(tree: Path, root: Path) -> None:
     """In its place, which another process may have filled meanwhile, with `root` a link to that."""
-    place = _caches() / "box-roots" / root.name.rpartition("@")[2]
+    place = user_cache() / "box-roots" / root.name.rpartition("@")[2]
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.is_dir():
         tree.rename(place)

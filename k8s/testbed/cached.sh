@@ -2,7 +2,7 @@
 # the script's lines "# recipe" and "# end of recipe" changed. Sets CACHE, OUT (where they go) and W (a folder to build in, removed at
 # the end); where they are there already it prints OUT and ends the script. Two at a time wait for each other.
 # usage: . cached.sh NAME [FILE]      FILE: below OUT, there when all is; without it OUT is itself a file
-CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/envfarm/testbed
+CACHE=${ENVFARM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/envfarm}/testbed
 OUT=$CACHE/$1-$(sed -n '/^# recipe$/,/^# end of recipe$/p' "$0" | sha256sum | cut -c1-12)
 there() { [ -x "$OUT${2:+/$2}" ] && echo "$OUT"; }
 if there "$@"; then exit; fi

@@ -25,9 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from envfarm.caches import cache_dir
 from envfarm.errors import CapabilityError, UserError
 from rollout.engines.torch.checkpoint import CONFIG, WEIGHTS, load_state
-from rollout.models import cache_dir, resolve_model
+from rollout.models import resolve_model
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -71,7 +71,7 @@ def test_the_digest_names_the_image_and_is_in_the_hash_of_the_spec(tmp_path: Pat
 
 
 def test_an_image_that_is_not_built_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ENVFARM_CACHE", str(tmp_path))
     image = load_spec(TREE / "tree.yaml").sandbox.image
     with pytest.raises(BoxUnavailableError, match="or it is stale: run `envfarm image build lab/tree-v0`"):
         rootfs.resolve(image)
@@ -83,6 +83,7 @@ def test_an_image_that_is_not_built_says_what_to_run(tmp_path: Path, monkeypatch
 def test_what_is_mounted_names_neither_us_nor_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A box's mounts show where on the host they are from. A tree that stands in another place is moved."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("ENVFARM_CACHE", raising=False)
     recipe = read(TREE / "image", "envfarm/lab/tree-v0")
     (root_of(recipe.tag) / "bin").mkdir(parents=True)
     (root_of(recipe.tag) / "bin/sh").touch()
