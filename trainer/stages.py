@@ -9,13 +9,16 @@ run file, seed, machine and count of threads end with the same weights, however 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from envfarm.errors import EnvfarmError
 from envfarm.spec import EnvSpec
 from rollout import interrupt
 from rollout.build import frozen_models, served_policies
@@ -48,14 +51,23 @@ INSTALL_SECONDS = "ENVFARM_INSTALL_S"
 
 def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console, *, report: bool = True) -> dict[str, Any]:
     """Run or resume. Returns the summary, which also stands in `summary.json`, with the report's place where the caller
-    is going to write one.
+    is going to write one. A run that is refused before its first episode leaves no directory.
 
     Raises: RunLockedError, RunFileError where the directory is another run's, StoreError, CapabilityError, RunHaltedError,
     MissingDependencyError, UserError where a Ray cluster cannot be joined.
     """
     run_dir, place = run.folder, make_place(run, specs)
+    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     with RunLock(run_dir):
-        return interrupt.run(_train(run, specs, place, run_dir, console, report))
+        try:
+            return interrupt.run(_train(run, specs, place, run_dir, console, report))
+        except EnvfarmError:
+            if made and not (run_dir / "store").exists():
+                shutil.rmtree(run_dir)
+                with suppress(OSError):  # somebody else uses one meanwhile
+                    for folder in made[1:]:
+                        folder.rmdir()
+            raise
 
 
 async def _train(

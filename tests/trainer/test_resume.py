@@ -137,6 +137,19 @@ def test_a_second_trainer_is_refused_and_names_the_first(run_file: Callable[...,
     assert "Traceback" not in second.stderr and not (tmp_path / "out" / "store").exists()
 
 
+def test_a_run_that_is_refused_before_its_first_episode_leaves_nothing(
+    run_file: Callable[..., Path], tmp_path: Path, toys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = run_file(
+        ("{id: toy/lamp-v0, setting: {rung: 0, perturb: off}}", "{id: coding/shell-v0}"), ("workers: 1", "backend: docker")
+    )
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
+    command = [*COMMAND, str(file), "--output", str(tmp_path / "runs" / "out")]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2 and "no Docker engine answers at unix:///" in refused.stderr, refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_directory_of_another_run_file_is_refused(run_file: Callable[..., Path], tmp_path: Path, toys: Path) -> None:
     first, _ = read_run(run_file(), RunFile)
     other, _ = read_run(run_file(("seed: 3", "seed: 4")), RunFile)
