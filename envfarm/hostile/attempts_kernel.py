@@ -159,7 +159,7 @@ for path in ("/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern", "/proc/sys/
         tries("be spared when memory is short", lambda: os.write(os.open(path, os.O_WRONLY), b"-1000"))
     else:
         opens(path, os.O_WRONLY)
-for path in ("/proc/kcore", "/proc/kallsyms", "/proc/1/root/root/.bashrc", "/sys/kernel/security/x"):
+for path in ("/proc/kcore", "/proc/kallsyms", f"/proc/1/root{BAIT_FILE}", "/sys/kernel/security/x"):
     if path == "/proc/kallsyms" and os.path.exists(path):
         addresses = {line.split()[0].strip("0") for line in open(path)}
         got("kernel addresses") if addresses - {""} else no(path, "zeros")

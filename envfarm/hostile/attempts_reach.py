@@ -85,9 +85,14 @@ for pid in others():
         "secrets, sockets and tokens where they usually lie, and a file that is known to be there",
         "",
         """
-for path in (BAIT_FILE, "/var/run/docker.sock", "/run/containerd/containerd.sock", "/etc/shadow", "/root/.ssh",
+for path in (BAIT_FILE, "/var/run/docker.sock", "/run/containerd/containerd.sock", "/root/.ssh",
              "/var/run/secrets/kubernetes.io/serviceaccount/token", f"/proc/{WORKER}/environ", f"/proc/{WORKER}/root"):
     opens(path)
+try:  # an image's own holds no password
+    hashes = [line for line in open("/etc/shadow") if ":$" in line]
+    got("/etc/shadow") if hashes else no("/etc/shadow", "no password")
+except OSError as error:
+    no("/etc/shadow", errno.errorcode[error.errno])
 for pid in others():
     for name in ("environ", "cmdline"):
         try:
