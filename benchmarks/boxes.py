@@ -7,7 +7,8 @@
                         started so beside all over beside ten, which is the engine's or the cluster's own; a command with
                         all of them live over the same with ten, and one in a raw shell beside them, too
 
-Where there is no engine (DOCKER_HOST) or cluster (KUBECONFIG), its rows are left out and the reason is printed.
+Both run in an event loop as a worker's, where boxes live. Where there is no engine (DOCKER_HOST) or cluster (KUBECONFIG), its
+rows are left out and the reason is printed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+
+import uvloop
 
 from benchmarks.harness import Row, finish, row
 from benchmarks.leases import keeper_row, warm_pool_row
@@ -192,7 +195,7 @@ def main() -> None:
     found: list[Row] = []
     for kind in (CONTAINERS, PODS):
         try:
-            found += asyncio.run(rows_of(kind))
+            found += uvloop.run(rows_of(kind))
         except UserError as error:
             print(f"boxes: no {kind.name}s: {error}")
     if found:

@@ -1,4 +1,5 @@
-"""What `benchmarks.boxes` compares with: containers and pods of the same limits, made without us, with a plain shell inside.
+"""What `benchmarks.boxes` compares with: containers and pods of the same limits and environment variables (a program loads its
+locale), made without us, with a plain shell inside.
 
 The shell reads lines and answers each with an empty one: no exit codes, its streams not apart, nobody who watches. A container
 is `docker run` of the command line. A pod is made by the official client, and is up when the API says so; its shell is
@@ -15,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from envfarm.backends import owners
+from envfarm.backends import owners, rootfs
 from envfarm.backends.docker_config import host_config
 from envfarm.backends.kubernetes_api import ask, connect, pods_of
 from envfarm.backends.kubernetes_manifest import CONTAINER, pod
@@ -85,6 +86,7 @@ class RawContainer:
             *(f"--security-opt={option}" for option in [*options, f"seccomp={seccomp}"]),
             *(f"--tmpfs={path}:{how}" for path, how in config["Tmpfs"].items()),
             *(f"--label={name}={value}" for name, value in labels.items()),
+            *(f"--env={name}={value}" for name, value in rootfs.PINNED_ENV.items()),
         ]  # fmt: skip
 
 
@@ -96,7 +98,9 @@ class RawPod:
         self._pods = pods_of(configuration)
         self._name = f"raw-{os.getpid()}-{next(_NUMBERS)}"
         self._manifest = pod(spec, owners.labels(self._name, DEADLINE_S), DEADLINE_S)
-        self._manifest["spec"]["containers"][0]["command"] = [*SHELL, LOOP]
+        container = self._manifest["spec"]["containers"][0]
+        container["command"] = [*SHELL, LOOP]
+        container["env"] = [variable for variable in container["env"] if not variable["name"].startswith("__")]  # our scripts
 
     async def start(self) -> None:
         await asyncio.to_thread(self._create)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from typing import Any
 
 _CHUNK = 1 << 16
-_HEAD = 8
+_HEAD = struct.Struct(">BxxxI")
 _LATER = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -24,7 +25,7 @@ class SocketPipe:
         sock.setblocking(False)
         self._sock, self._keep = sock, keep
         self._loop = asyncio.get_running_loop()
-        self._received = bytearray()
+        self._rest = b""  # of a frame that has not come whole
         self._unsent = bytearray()
         self._writing = self._reading = self._closed = False
 
@@ -83,20 +84,22 @@ class SocketPipe:
                 self._stop_reading()
                 self._on_end()
                 return
-            self._received += data
-            self._unframe()
+            self._unframe(data)
             if not isinstance(self._sock, ssl.SSLSocket):
                 return
 
-    def _unframe(self) -> None:
-        """Hand on what is complete, and the beginning of a frame that is not."""
-        at = 0
-        while len(self._received) - at >= _HEAD and not self._closed:
-            size = int.from_bytes(self._received[at + 4 : at + _HEAD])
-            if len(self._received) - at - _HEAD < size:
+    def _unframe(self, data: bytes) -> None:
+        """Hand on what is complete, and keep the beginning of a frame that is not."""
+        if self._rest:
+            data = self._rest + data
+        at, size = 0, len(data)
+        while size - at >= _HEAD.size and not self._closed:
+            stream, length = _HEAD.unpack_from(data, at)
+            begin = at + _HEAD.size
+            if size - begin < length:
                 break
-            listener = self._listeners.get(self._received[at])
+            at = begin + length
+            listener = self._listeners.get(stream)
             if listener is not None:
-                listener(bytes(self._received[at + _HEAD : at + _HEAD + size]))
-            at += _HEAD + size
-        del self._received[:at]
+                listener(data[begin:at])
+        self._rest = data[at:]

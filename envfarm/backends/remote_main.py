@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 
 from envfarm.backends import remote_loop, shell_loop
-from envfarm.backends.remote_loop import Channel, Ended
+from envfarm.backends.remote_loop import Channel, Clearer, Ended
 from envfarm.backends.remote_streams import Lost, Pipe, Streams
 
 
@@ -56,9 +56,18 @@ class Main:
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
-    def start(self, command: str, stdin_path: str = "/dev/null") -> None:
-        """Raises: Lost."""
-        self._send(shell_loop.encode(self._expect(), command, stdin_path))
+    def start(self, command: str, stdin_path: str = "/dev/null", *, marked: bool = True, clearer: Clearer | None = None) -> None:
+        """`marked`: something may still be on its way that is not of this command. `clearer`: who is told of its end.
+        Raises: Lost."""
+        nonce = self._expect(marked=marked, key=clearer.key if clearer else "")
+        self._send(shell_loop.encode(nonce, command, stdin_path + (clearer.frame() if clearer else "")))
+
+    def say_again(self) -> None:
+        """Whoever was to say the end of the command is gone: the agent's shell says it once more, or then first. Raises: Lost."""
+        nonce = secrets.token_hex(8)
+        for channel in (self.out, self.err):
+            channel.expect_also(nonce)
+        self._send(shell_loop.encode(nonce, '__q "$__k"'))
 
     def ask_for_shell(self, *, used: bool) -> None:
         """`used`: the agent may have left half a line in the pipe. Raises: Lost."""
@@ -66,10 +75,10 @@ class Main:
             channel.renewed()
         self._send((b"\n" if used else b"") + remote_loop.handshake(self._secret, self._expect()))
 
-    def _expect(self) -> str:
-        nonce = secrets.token_hex(8)
+    def _expect(self, *, marked: bool = True, key: str = "") -> str:
+        nonce = secrets.token_hex(8) + ("s" if marked else "")
         for channel in (self.out, self.err):
-            channel.expect(nonce)
+            channel.expect(nonce, marked=marked, key=key)
         return nonce
 
     def _send(self, data: bytes) -> None:
@@ -99,9 +108,10 @@ class Main:
         """Whether both streams have shown an end."""
         return self.out.ended is not None and self.err.ended is not None
 
-    async def output_over(self, timeout_s: float) -> bool:
-        """Whether standard output has shown an end within that time. Raises: Lost."""
-        return await self._until(lambda: self.out.ended is not None, timeout_s)
+    @property
+    def cleared(self) -> bool:
+        """Whether the second shell has said on both streams that nothing is left of the command."""
+        return all(c.ended is not None and c.ended.cleared for c in (self.out, self.err))
 
     async def command_over(self, timeout_s: float) -> bool:
         """Whether both streams have shown an end within that time. Raises: Lost."""

@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from envfarm.backends import remote_loop, shell_loop
+from envfarm.backends.remote_loop import Clearer
 from envfarm.backends.remote_main import Main
 from envfarm.backends.remote_second import Second
-from envfarm.backends.remote_side import SideLost, State
+from envfarm.backends.remote_side import Side, SideLost, State
 from envfarm.backends.remote_streams import Streams
 from envfarm.backends.shell import START_TIMEOUT_S
 from envfarm.box import WORKDIR
@@ -34,6 +35,10 @@ class Pair:
         self.main = Main(streams, output_bytes, self.second.close)
         self._cwd = WORKDIR.encode()
         self._supervisor, self._pid = 1, 0  # and the agent's shell, as the box numbers them
+        self._quiet = False  # since the last command ended, nobody could write
+        self._told: Side | None = None  # that of the second shell's which is to say the command's end
+        self._cut = False  # its processes were killed, and the agent's shell with them
+        self._counted = False  # by control groups: then it is no sandbox within one, whose /proc is another's
 
     def close(self) -> None:
         """Idempotent."""
@@ -73,6 +78,7 @@ class Pair:
         state = await self.count(f"settle {self._pid}")
         if state.left != (self._pid,):
             raise Spent
+        self._counted = state.counters > 0
         return state
 
     # --- a command ------------------------------------------------------------------------------------------------
@@ -95,30 +101,45 @@ class Pair:
             raise Spent
         return state
 
-    async def see_through(self, watch: Callable[[Callable[[float], Awaitable[bool]]], Awaitable[None]]) -> State:
-        """A command to its end and that of what it left; `watch`: until that holds. Raises: Lost, SideLost, Spent.
+    def start(self, command: str, stdin_path: str) -> None:
+        """Raises: Lost."""
+        side = self._told = self.second.here if self._counted else None
+        clearer = Clearer(side.pid, side.key, self._pid) if side is not None else None
+        self.main.start(command, stdin_path, marked=not self._quiet, clearer=clearer)
+        self._quiet = self._cut = False
 
-        The second shell is asked while standard error's end is still under way. Where that is not there when the answer comes,
-        the command may not have been over: then it is asked again.
-        """
-        await watch(self.main.output_over)
-        state = await self._settle()
-        if not self.main.over:
-            await watch(self.main.command_over)
+    def follow(self) -> None:
+        """While a command runs, now and then. Raises: Lost."""
+        if self._told is not None and self._told is not self.second.here:
+            self._told = None
+            self.main.say_again()
+
+    async def see_through(self, watch: Callable[[Callable[[float], Awaitable[bool]]], Awaitable[None]]) -> State:
+        """A command to its end and that of what it left; `watch`: until that holds. Raises: Lost, SideLost, Spent."""
+        await watch(self.main.command_over)
+        ended = self.main.ended
+        if self.main.cleared and not self._cut:
+            state = State.of(ended.state)
+            await self._require_nothing_left(state, self._pid)
+            self._quiet = state.left == (self._pid,)
+        else:
             state = await self._settle()
+        self._cwd = ended.cwd or self._cwd
         return state
 
     async def _settle(self) -> State:
         """End what the command left behind. Raises: Lost, SideLost, Spent."""
         spare = 0 if self.main.shell_ended() else self._pid
         state = await self.count(f"settle {spare}")
+        await self._require_nothing_left(state, spare)
+        return state
+
+    async def _require_nothing_left(self, state: State, spare: int) -> None:
+        """But the agent's shell, `spare`, where that is alive. Raises: Lost, Spent."""
         if set(state.left) - {spare}:
             raise Spent
         if spare not in state.left:
             await self._both_dead()
-        elif self.main.ended.cwd is not None:
-            self._cwd = self.main.ended.cwd
-        return state
 
     async def cut_off(self) -> None:
         """End a command, and the shell with it. Raises: Lost, SideLost, Spent."""
@@ -135,6 +156,7 @@ class Pair:
 
     async def clear(self) -> None:
         """End every process but process 1, the supervisor and the second shell. Raises: Lost, SideLost."""
+        self._cut = True
         await self.count("settle 0")
 
     async def count(self, text: str, timeout_s: float = SETTLE_S) -> State:

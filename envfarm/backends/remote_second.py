@@ -25,6 +25,11 @@ class Second:
         """Begin to open it. Who asks waits for that, and learns what came of it."""
         self._opening = asyncio.ensure_future(self._have())
 
+    @property
+    def here(self) -> Side | None:
+        """The one that answers, where there is one."""
+        return self._side if self._side is not None and not self._side.over else None
+
     def require(self) -> None:
         """Raises: Lost, SideLost, BoxUnavailableError where the opening is over and came to that."""
         if self._opening is not None and self._opening.done():
@@ -78,7 +83,7 @@ class Second:
         try:
             if self._closed:
                 raise Lost
-            await side.ask("reply ok 0", timeout_s=_AGAIN_S if self._opened else START_TIMEOUT_S)
+            await side.introduce(_AGAIN_S if self._opened else START_TIMEOUT_S)
         except SideLost:
             self._crowded, self._silent = True, not side.over
             side.close()

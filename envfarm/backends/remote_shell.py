@@ -138,7 +138,7 @@ class RemoteShell:
             self._used = True
             running.deadline = self._loop.time() + limit_s
             async with asyncio.timeout(limit_s + _GIVE_UP_S):
-                self._main.start(command, stdin_path)
+                self._pair.start(command, stdin_path)
                 self._state = after = await self._pair.see_through(lambda over: self._watch(over, running))
         except asyncio.CancelledError:
             await asyncio.shield(self._abandon())
@@ -161,6 +161,7 @@ class RemoteShell:
             tick = TICK_S
             if running.limit is None:
                 running.limit = await self._exceeded(running)
+                self._pair.follow()
             if running.limit is not None:
                 if running.attempts >= _TRIES:
                     raise Spent

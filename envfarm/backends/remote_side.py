@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from envfarm.backends.remote_streams import Pipe
@@ -57,7 +58,7 @@ n=0
 while [ -n "$Z" ] && [ $n -lt 40 ]; do n=$((n+1)); living "$1"; done
 }
 
-field() { F=0; while read -r k v; do [ "$k" = "$1" ] && F=$v; done <"/sys/fs/cgroup/$2"; }
+field() { F=0; while read -r k v; do [ "$k" = "$1" ] && F=$v && return; done <"/sys/fs/cgroup/$2"; }
 
 count() { # M: killed for memory; F: forks refused; C: CPU microseconds; where nobody counts also A: private pages; N: processes
 M=0 F=0 C=0 N=0 A=0
@@ -83,10 +84,14 @@ living 0; count
 case $V in 1) read -r N </sys/fs/cgroup/pids/pids.current;; 2) read -r N </sys/fs/cgroup/pids.current;; esac
 tell
 }
-settle() { # nearly always there is nothing but 1, P, this shell and $1, and that is no zombie, which has no `exe`
+alone() { # is there nothing but 1, P, this shell and $1, and that no zombie, which has no `exe`? nearly always
 S=$1 n=4; [ $P = 1 ] && n=3; set -- /proc/[0-9]*
-if [ $# = $n ] && [ -e "/proc/$S/exe" ]; then L=$S; else clear "$S"; living ${T:+"$S"} 0; fi
-state
+[ $# = $n ] && [ -e "/proc/$S/exe" ] && L=$S
+}
+settle() { alone "$1" || { clear "$1"; living ${T:+"$1"} 0; }; state; }
+end() { # from the agent's shell: nonce, exit code, itself, its directory
+if alone "$3"; then count; e="C$Y$1" s="$2 $V $M $F $C $N $A $L;$4"; else e="E$1" s="$2;$4"; fi
+printf '\0%s\0' "$e" >"/proc/$3/fd/5"; printf '\0%s %s\0' "$e" "$s" >"/proc/$3/fd/4"
 }
 """
 
@@ -107,7 +112,8 @@ class State:
     left: tuple[int, ...]  # processes that are still there
 
     @classmethod
-    def of(cls, words: list[bytes]) -> State:
+    def of(cls, words: Sequence[bytes]) -> State:
+        """Raises: ValueError."""
         version, memory, pids, cpu_us, processes, pages, *left = (int(w) for w in words)
         return cls(version, memory, pids, cpu_us / 1e6, processes, pages * 4096, tuple(left))
 
@@ -138,11 +144,20 @@ class Side:
         self._head: tuple[bytes, int, list[bytes]] | None = None  # status, length, words
         self._answer: asyncio.Future[Answer] | None = None
         self.over = False  # its stream has ended
+        self.pid, self.key = 0, secrets.token_hex(8)
         pipe.listen(self._feed, _ignore, self._ended)
 
     def close(self) -> None:
         self._pipe.close()
         self._ended()
+
+    async def introduce(self, timeout_s: float) -> None:
+        """Tell it the key, hear its number. Raises: SideLost."""
+        answer = await self.ask(f"Y={self.key}; reply ok 0 $$", timeout_s=timeout_s)
+        try:
+            self.pid = int(answer.words[0])
+        except (ValueError, IndexError):
+            raise SideLost from None
 
     async def ask(self, text: str, data: bytes = b"", *, timeout_s: float) -> Answer:
         """Run one line of the script's functions, with `data` on its standard input. Raises: SideLost, Refused."""
@@ -152,16 +167,15 @@ class Side:
             self._answer = self._loop.create_future()
             if self.over:
                 raise SideLost
+            timer = self._loop.call_later(timeout_s, self._finish, SideLost())
             try:
-                async with asyncio.timeout(timeout_s):
-                    self._pipe.send(f"r={nonce}; {text}\n".encode("utf-8", "surrogateescape") + data)
-                    return await self._answer
-            except TimeoutError:
-                raise SideLost from None
+                self._pipe.send(f"r={nonce}; {text}\n".encode("utf-8", "surrogateescape") + data)
+                return await self._answer
             except asyncio.CancelledError:
                 self.close()  # half an exchange is of no use to the next
                 raise
             finally:
+                timer.cancel()
                 self._answer = None
 
     def _ended(self) -> None:

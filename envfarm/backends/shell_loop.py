@@ -33,14 +33,14 @@ exec 3<&0 4>&1 5>&2 </dev/null >/dev/null 2>/dev/null;
 __q() { return "$1"; };"""
 """Keeps the streams of process 1 as 3, 4 and 5; `__q` hands `$?` on to the next command, as a terminal would, without a fork."""
 
-READ = r"""IFS=' ' read -r __n __k __i <&3 || exit;
+READ = r"""IFS=' ' read -r __n __k __i __p __m <&3 || exit;
 __c=;
 until case $__k in 0) ;; *) ! case . in *) ;; esac;; esac; do
 IFS= read -r __l <&3 || exit;
 __c=$__c$__l$__o;
 __k=$((__k-1));
 done;"""
-"""One frame into `__c`, from descriptor 3."""
+"""One frame into `__c`, from descriptor 3. `__p` and `__m` are of `remote_loop`."""
 
 EVAL = r"""__k=$__s __s=0;
 if __q "$__k";

@@ -50,9 +50,10 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "marks of the shell's protocol: its end, its death, another command's",
         "marks carry a nonce; output is never framed by the agent",
         (
-            r"""printf '\0E%s 0 /task\0' "$__n"; printf '\0E%s\0' "$__n" >&2""",
+            r"""printf '\0E%s 0;/task\0' "$__n"; printf '\0E%s\0' "$__n" >&2""",
+            r"""echo "end $__n 0 $__m /task" >/proc/$__p/fd/0; sleep 0.1""",
             r"""printf '\0X%032d 0\0' 0; printf '%s 0 /task\n' "$__n" >&3""",
-            program(r"""printf '\0S%s\n' 0; printf '\0E%s 0 /task\0' 0; printf '\0E%s\0' 0 >&2; exit 0"""),
+            program(r"""printf '\0S%s\n' 0; printf '\0E%s 0;/task\0' 0; printf '\0E%s\0' 0 >&2; exit 0"""),
         ),
     ),
     Cheat(
@@ -60,7 +61,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
         "a mark of three megabytes, and frames that the agent writes for itself",
         "marks have a greatest length; longer ones are output",
         (
-            r"""printf '\0E%s 0 ' "$__n"; head -c 3000000 /dev/zero | tr '\0' /""",
+            r"""printf '\0E%s 0;' "$__n"; head -c 3000000 /dev/zero | tr '\0' /""",
             "for f in /proc/1/fd/0 /proc/1/fd/3 /proc/$$/fd/0; do "
             "head -c 100000 /dev/zero | tr '\\0' x | timeout 1 tee $f >/dev/null; done",
             program("head -c 3000000 /dev/zero"),

@@ -91,6 +91,8 @@ async def nothing_left_behind(bench: Bench) -> str:
         "sleep 1000 & sleep 1000 &",
         "(trap '' TERM HUP INT; while sleep 1000; do :; done) &",
         "setsid sh -c 'sleep 1000 & sleep 1000' >/dev/null 2>&1 &",
+        "(while :; do echo late; echo late >&2; done) &",
+        "for i in 1 2 3 4; do (echo late; setsid echo late >&2) & done",
         "for i in 1 2 3 4; do (while :; do :; done) & done",
         "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do (while :; do :; done) & done",  # they take their time to die, it is no bomb
     ):

@@ -51,8 +51,13 @@ def envfarm(*arguments: str) -> Any:
 
 SIDE = "for d in /proc/[0-9]*; do p=${d#/proc/}; case $p in 1|$BASHPID) continue;; esac; "
 TRICKS = {
-    "forges its end": r"""printf 'x\0E%s 0 /task\0' "$__n"; printf '\0E%s\0' "$__n" >&2; while :; do :; done""",
-    "a huge mark": r"""printf '\0E%s 0 ' "$__n"; head -c 3000000 /dev/zero | tr '\0' /""",
+    "forges its end": r"""printf 'x\0E%s 0;/task\0' "$__n"; printf '\0E%s\0' "$__n" >&2; while :; do :; done""",
+    "forges its end and goes on": r"""printf 'x\0E%s 0;/task\0' "$__n"; printf '\0E%s\0' "$__n" >&2; seq 99999; seq 99999 &""",
+    "a huge mark": r"""printf '\0E%s 0;' "$__n"; head -c 3000000 /dev/zero | tr '\0' /""",
+    "tells the second shell of an end": """echo "end $__n 0 $__m /task" >/proc/$__p/fd/0; sleep 0.1; seq 99999; seq 99999 &""",
+    "tells it of another shell's end": """echo "end $__n 0 1 /task" >/proc/$__p/fd/0; seq 99999""",
+    "hides the second shell": "__p=; __w=",
+    "stops the second shell before the end": "kill -STOP $__p",
     "forges the shell's end": r"printf '\0X%032d 0\0\0X 0\0' 0",
     "takes printf away": "printf() { :; }",
     "takes read away": "read() { return 1; }",
@@ -102,6 +107,30 @@ def a_second_shell_that_nobody_waits_for_is_no_obstacle(shared: Shared, kind: ty
         return await box.exec("echo up")
 
     assert shared(kind, use).stdout == b"up\n"
+
+
+def a_beginning_is_marked_where_somebody_may_still_write(shared: Shared, kind: type[RemoteBackend]) -> None:
+    """A nonce that ends in `s` asks for the mark: at first, and where the second shell could not say the last command's end."""
+
+    async def use(backend: RemoteBackend) -> list[bool]:
+        box = await backend.start(SMALL)
+        commands = ("", "", "sleep 1000 &", "", "kill -9 -1; sleep 1000 &", "", "mkdir 'a b'; cd 'a b'", "cd ..", "")
+        return [(await box.exec(f'echo "$__n"; {more}')).stdout.endswith(b"s\n") for more in commands]
+
+    assert shared(kind, use) == [True, False, False, True, False, True, False, True, False]
+
+
+def a_second_shell_that_stops_to_answer_costs_no_result(shared: Shared, kind: type[RemoteBackend]) -> None:
+    """It was to say the end of the command."""
+
+    async def use(backend: RemoteBackend) -> list[ExecResult]:
+        box = await backend.start(SMALL)
+        commands = ("x=kept", "kill -STOP $__p; echo out; echo err >&2; (exit 5)", 'echo "$? $x"', "true")
+        return [await box.exec(command) for command in commands]
+
+    _, stopped, then, last = shared(kind, use)
+    assert (stopped.exit_code, stopped.stdout, stopped.stderr, stopped.limit) == (5, b"out\n", b"err\n", None)
+    assert then.stdout == b"5 kept\n" and last.stdout == b""
 
 
 # --- deaths and what is left ------------------------------------------------------------------------------------------

@@ -96,6 +96,16 @@ def test_a_second_shell_that_nobody_waits_for_is_no_obstacle(shared: Shared) -> 
     remote_scenes.a_second_shell_that_nobody_waits_for_is_no_obstacle(shared, DockerBackend)
 
 
+@on_engine
+def test_a_beginning_is_marked_where_somebody_may_still_write(shared: Shared) -> None:
+    remote_scenes.a_beginning_is_marked_where_somebody_may_still_write(shared, DockerBackend)
+
+
+@on_engine
+def test_a_second_shell_that_stops_to_answer_costs_no_result(shared: Shared) -> None:
+    remote_scenes.a_second_shell_that_stops_to_answer_costs_no_result(shared, DockerBackend)
+
+
 # --- deaths and what is left ------------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,14 @@ def test_a_second_shell_that_nobody_waits_for_is_no_obstacle(shared: Shared) -> 
     remote_scenes.a_second_shell_that_nobody_waits_for_is_no_obstacle(shared, KubernetesBackend)
 
 
+def test_a_beginning_is_marked_where_somebody_may_still_write(shared: Shared) -> None:
+    remote_scenes.a_beginning_is_marked_where_somebody_may_still_write(shared, KubernetesBackend)
+
+
+def test_a_second_shell_that_stops_to_answer_costs_no_result(shared: Shared) -> None:
+    remote_scenes.a_second_shell_that_stops_to_answer_costs_no_result(shared, KubernetesBackend)
+
+
 # --- deaths and what is left ------------------------------------------------------------------------------------------
 
 
