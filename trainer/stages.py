@@ -9,9 +9,7 @@ run file, seed, machine and count of threads end with the same weights, however 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from envfarm.spec import EnvSpec
 from rollout import interrupt
 from rollout.build import frozen_models, served_policies
 from rollout.engines.base import NEEDS_FOR_TRAINING, Engine, require
+from rollout.made import missing, remove_made
 from rollout.places import Place, engine_maker, make_place
 from rollout.policies import EnginePolicy, Policy
 from rollout.scheduler import Rollouts
@@ -57,16 +56,13 @@ def train(run: RunFile, specs: Mapping[str, EnvSpec], console: Console, *, repor
     MissingDependencyError, UserError where a Ray cluster cannot be joined.
     """
     run_dir, place = run.folder, make_place(run, specs)
-    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    made = missing(run_dir)
     with RunLock(run_dir):
         try:
             return interrupt.run(_train(run, specs, place, run_dir, console, report))
         except EnvfarmError:
-            if made and not (run_dir / "store").exists():
-                shutil.rmtree(run_dir)
-                with suppress(OSError):  # somebody else uses one meanwhile
-                    for folder in made[1:]:
-                        folder.rmdir()
+            if not (run_dir / "store").exists():
+                remove_made(made)
             raise
 
 

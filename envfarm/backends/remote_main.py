@@ -67,7 +67,7 @@ class Main:
         nonce = secrets.token_hex(8)
         for channel in (self.out, self.err):
             channel.expect_also(nonce)
-        self._send(shell_loop.encode(nonce, '__q "$__k"'))
+        self._send(shell_loop.encode(nonce, shell_loop.AGAIN))
 
     def ask_for_shell(self, *, used: bool) -> None:
         """`used`: the agent may have left half a line in the pipe. Raises: Lost."""

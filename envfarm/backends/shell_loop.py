@@ -94,6 +94,9 @@ def argv(shell: str) -> list[str]:
 
 GO = b"go\n"
 
+AGAIN = '__q "$__k"'
+"""A command that ends as the one before it did."""
+
 DUMP = r"""
 { umask; if [ -n "${BASH_VERSION-}" ]; then declare -p; declare -f; alias -p; shopt -p; set +o
 else set; alias | sed 's/^/alias /'; fi; printf 'cd -- %s\n' "'$(printf %s "$PWD" | sed "s/'/'\\\\''/g")'"; } 2>/dev/null

@@ -13,11 +13,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from envfarm.errors import StoreError
+from rollout.made import missing, remove_made
 from rollout.store.journal import Journal
 from rollout.store.manifest import Manifest
 from rollout.store.reader import StoreReader
@@ -52,7 +52,7 @@ class Store(StoreReader):
         folder = Path(path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StoreError(f"{folder} exists and is not empty: a new store needs a directory of its own")
-        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        made = missing(folder)
         manifest = Manifest(tokenizer_hash=tokenizer_hash, template_hash=template_hash)
         try:
             (folder / "journal").mkdir(parents=True)
@@ -94,7 +94,7 @@ class Store(StoreReader):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and not self.index.by_id:
-            self._discard()
+            remove_made(self._made)
         self.close()
 
     # Writing.
@@ -159,14 +159,6 @@ class Store(StoreReader):
                 self._journal.close()
                 self._journal = None
                 self._unlock()
-
-    def _discard(self) -> None:
-        """Remove the folders that were made for nothing."""
-        if self._made:
-            shutil.rmtree(self.path)
-        with suppress(OSError):  # somebody else uses one meanwhile
-            for place in self._made[1:]:
-                place.rmdir()
 
     def _put(self, record: Record) -> bytes:
         assert self._journal is not None, "open for reading"
